@@ -1,0 +1,232 @@
+// out = x weight^T + bias, from one token (decode) to thousands (prefill), on weights as they lie in the checkpoint.
+//
+// The weight rows [out, in] are contiguous in `in`, and so are the tokens [T, in]; so a tile of tokens x outputs is a
+// set of dot products over vectors of `in`, with neither packing nor transposition. Each output has one vector of
+// partial sums, filled in ascending order and folded by a fixed tree. Its bits therefore depend on nothing but the two
+// rows: not on the tile it falls into, the batch, or the number of threads.
+#include <algorithm>
+#include <cstring>
+
+#include "ops/ops.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/cpu/linear.cc"
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+#include "ops/half.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace m4j {
+namespace HWY_NAMESPACE {
+namespace {
+
+namespace hn = hwy::HWY_NAMESPACE;
+using D = hn::ScalableTag<float>;
+using V = hn::Vec<D>;
+constexpr int64_t kLanes = HWY_LANES(float);
+
+struct F32Weight {
+  using T = float;
+  static HWY_INLINE V load(const float* p) { return hn::LoadU(D(), p); }
+  static float widen(float v) { return v; }
+};
+
+struct Bf16Weight {
+  using T = uint16_t;
+  static HWY_INLINE V load(const uint16_t* p) {
+    const hn::Rebind<uint16_t, D> d16;
+    const hn::RebindToUnsigned<D> d32;
+    return hn::BitCast(D(), hn::ShiftLeft<16>(hn::PromoteTo(d32, hn::LoadU(d16, p))));
+  }
+  static float widen(uint16_t v) { return bf16_to_float(v); }
+};
+
+struct F16Weight {
+  using T = uint16_t;
+  static HWY_INLINE V load(const uint16_t* p) {
+    const hn::Rebind<hwy::float16_t, D> d16;
+    const hn::RebindToUnsigned<decltype(d16)> du16;
+    return hn::PromoteTo(D(), hn::BitCast(d16, hn::LoadU(du16, p)));
+  }
+  static float widen(uint16_t v) { return f16_to_float(v); }
+};
+
+// Four vectors of partial sums to four sums: within 128-bit blocks (l0 + l2) + (l1 + l3), then halves over blocks.
+template <class VT, class DT>
+HWY_INLINE void fold_blocks(DT d, VT v, float* HWY_RESTRICT sums) {
+  if constexpr (hn::MaxLanes(DT()) <= 4) {
+    hn::StoreU(v, d, sums);
+  } else {
+    const hn::Half<DT> dh;
+    fold_blocks(dh, hn::Add(hn::LowerHalf(dh, v), hn::UpperHalf(dh, v)), sums);
+  }
+}
+
+HWY_INLINE void fold4(V a, V b, V c, V e, float* HWY_RESTRICT sums) {
+  const D d;
+  const hn::RepartitionToWide<D> dw;
+  const V ab = hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
+  const V ce = hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e));
+  const auto ab2 = hn::BitCast(dw, ab), ce2 = hn::BitCast(dw, ce);
+  fold_blocks(d,
+              hn::Add(hn::BitCast(d, hn::InterleaveLower(dw, ab2, ce2)), hn::BitCast(d, hn::InterleaveUpper(dw, ab2, ce2))),
+              sums);
+}
+
+struct Operands {
+  const float* x;  // [MT, in]
+  int64_t ld_x;
+  int64_t ld_w;
+  int64_t in;
+  const float* bias;  // optional, of the tile's first output
+  float* out;         // [MT, NT]
+  int64_t ld_out;
+};
+
+// MT tokens x NT outputs. Prefetch: also ask for the weights of the next NT outputs, which a single pass over the
+// weights will need next; the hardware does not see that far because rows are short.
+template <class W, int MT, int NT, bool kPrefetch>
+HWY_NOINLINE void tile(const Operands& a, const typename W::T* HWY_RESTRICT w) {
+  constexpr int kTotal = MT * NT, kPadded = (kTotal + 3) / 4 * 4;
+  const D d;
+  V acc[kPadded];
+#pragma GCC unroll 32
+  for (int i = 0; i < kPadded; ++i) acc[i] = hn::Zero(d);
+
+  const int64_t ld_x = a.ld_x, ld_w = a.ld_w;
+  const float* HWY_RESTRICT x = a.x;
+  const int64_t whole = a.in - a.in % kLanes;
+  for (int64_t k = 0; k < whole; k += kLanes) {
+    V wv[NT];
+#pragma GCC unroll 8
+    for (int j = 0; j < NT; ++j) {
+      wv[j] = W::load(w + j * ld_w + k);
+      if constexpr (kPrefetch) __builtin_prefetch(w + (j + NT) * ld_w + k, 0, 3);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < MT; ++i) {
+      const V xv = hn::LoadU(d, x + i * ld_x + k);
+#pragma GCC unroll 8
+      for (int j = 0; j < NT; ++j) acc[i * NT + j] = hn::MulAdd(wv[j], xv, acc[i * NT + j]);
+    }
+  }
+  if (whole < a.in) {  // the last, partial vector, filled up with zeros
+    const int64_t rest = a.in - whole;
+    HWY_ALIGN float wt[NT][kLanes] = {}, xt[kLanes];
+    for (int j = 0; j < NT; ++j)
+      for (int64_t l = 0; l < rest; ++l) wt[j][l] = W::widen(w[j * ld_w + whole + l]);
+#pragma GCC unroll 8
+    for (int i = 0; i < MT; ++i) {
+      std::memset(xt, 0, sizeof(xt));
+      std::memcpy(xt, x + i * ld_x + whole, static_cast<size_t>(rest) * sizeof(float));
+      const V xv = hn::Load(d, xt);
+#pragma GCC unroll 8
+      for (int j = 0; j < NT; ++j) acc[i * NT + j] = hn::MulAdd(hn::Load(d, wt[j]), xv, acc[i * NT + j]);
+    }
+  }
+
+  HWY_ALIGN float sums[kPadded];
+#pragma GCC unroll 8
+  for (int i = 0; i < kPadded; i += 4) fold4(acc[i], acc[i + 1], acc[i + 2], acc[i + 3], sums + i);
+  for (int i = 0; i < MT; ++i)
+    for (int j = 0; j < NT; ++j)
+      a.out[i * a.ld_out + j] = a.bias == nullptr ? sums[i * NT + j] : sums[i * NT + j] + a.bias[j];
+}
+
+// Tokens in a tile, and outputs for each number of tokens, so that all sums stay in registers.
+#if HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64
+constexpr int kMaxTokens = 6;
+constexpr int kOutputs[kMaxTokens + 1] = {0, 8, 8, 6, 6, 4, 4};
+#else
+constexpr int kMaxTokens = 4;
+constexpr int kOutputs[kMaxTokens + 1] = {0, 8, 4, 4, 3};
+#endif
+
+// MT tokens x outputs [begin, end).
+template <class W, int MT, bool kPrefetch>
+HWY_INLINE void strip(const LinearArgs& a, const float* x, float* out, const typename W::T* w, int64_t ld_w,
+                      int64_t begin, int64_t end) {
+  constexpr int NT = kOutputs[MT];
+  Operands o{x, a.ld_x, ld_w, a.in, nullptr, nullptr, a.ld_out};
+  int64_t n = begin;
+  for (; n + NT <= end; n += NT) {
+    o.bias = a.bias == nullptr ? nullptr : a.bias + n;
+    o.out = out + n;
+    tile<W, MT, NT, kPrefetch>(o, w + (n - begin) * ld_w);
+  }
+  for (; n < end; ++n) {
+    o.bias = a.bias == nullptr ? nullptr : a.bias + n;
+    o.out = out + n;
+    tile<W, MT, 1, false>(o, w + (n - begin) * ld_w);
+  }
+}
+
+// All tokens x outputs [begin, end), whose weights start at w.
+template <class W>
+void panel(const LinearArgs& a, const typename W::T* w, int64_t ld_w, int64_t begin, int64_t end) {
+  const float* x = a.x;
+  float* out = a.out;
+  int64_t left = a.tokens;
+  for (; left >= kMaxTokens; left -= kMaxTokens) {
+    strip<W, kMaxTokens, false>(a, x, out, w, ld_w, begin, end);
+    x += kMaxTokens * a.ld_x;
+    out += kMaxTokens * a.ld_out;
+  }
+  switch (left) {
+    case 1: strip<W, 1, true>(a, x, out, w, ld_w, begin, end); break;
+    case 2: strip<W, 2, true>(a, x, out, w, ld_w, begin, end); break;
+    case 3: strip<W, 3, false>(a, x, out, w, ld_w, begin, end); break;
+    case 4: strip<W, std::min(4, kMaxTokens), false>(a, x, out, w, ld_w, begin, end); break;
+    case 5: strip<W, std::min(5, kMaxTokens), false>(a, x, out, w, ld_w, begin, end); break;
+    default: break;
+  }
+}
+
+// Outputs in a panel: its float32 weights lie in the second-level cache while all tokens pass over them.
+constexpr int64_t kPanel = 24;
+
+template <class W>
+void widen_panel(const typename W::T* HWY_RESTRICT w, int64_t ld_w, int64_t rows, int64_t in, float* HWY_RESTRICT out) {
+  for (int64_t r = 0; r < rows; ++r, w += ld_w, out += in) {
+    int64_t k = 0;
+    for (; k + kLanes <= in; k += kLanes) hn::StoreU(W::load(w + k), D(), out + k);
+    for (; k < in; ++k) out[k] = W::widen(w[k]);
+  }
+}
+
+template <class W>
+void linear(const LinearArgs& a, const Share& share) {
+  const auto* w = static_cast<const typename W::T*>(a.weight);
+  int64_t begin, end;
+  share.range(a.out_dim, 8, &begin, &end);
+  if (a.tokens <= kMaxTokens) {
+    panel<W>(a, w + begin * a.ld_weight, a.ld_weight, begin, end);
+    return;
+  }
+  for (int64_t n = begin; n < end; n += kPanel) {
+    const int64_t stop = std::min(n + kPanel, end);
+    const auto* rows = w + n * a.ld_weight;
+    if constexpr (sizeof(typename W::T) == sizeof(float)) {
+      panel<W>(a, rows, a.ld_weight, n, stop);
+    } else {  // widened once for all tokens: widening is exact, so the sums are the same as in registers
+      widen_panel<W>(rows, a.ld_weight, stop - n, a.in, share.scratch);
+      panel<F32Weight>(a, share.scratch, a.in, n, stop);
+    }
+  }
+}
+
+}  // namespace
+
+void Linear(const LinearArgs& a, const Share& share) {
+  switch (a.weight_dtype) {
+    case DType::kF32: return linear<F32Weight>(a, share);
+    case DType::kBF16: return linear<Bf16Weight>(a, share);
+    case DType::kF16: return linear<F16Weight>(a, share);
+  }
+}
+
+int64_t LinearScratch(int64_t in, DType weight_dtype) { return weight_dtype == DType::kF32 ? 0 : kPanel * in; }
+
+}  // namespace HWY_NAMESPACE
+}  // namespace m4j
+HWY_AFTER_NAMESPACE();
