@@ -38,7 +38,7 @@ struct Bf16Weight {
     const hn::RebindToUnsigned<D> d32;
     return hn::BitCast(D(), hn::ShiftLeft<16>(hn::PromoteTo(d32, hn::LoadU(d16, p))));
   }
-  static float widen(uint16_t v) { return bf16_to_float(v); }
+  static float widen(uint16_t v) { return bf16_to_f32(v); }
 };
 
 struct F16Weight {
@@ -48,7 +48,7 @@ struct F16Weight {
     const hn::RebindToUnsigned<decltype(d16)> du16;
     return hn::PromoteTo(D(), hn::BitCast(d16, hn::LoadU(du16, p)));
   }
-  static float widen(uint16_t v) { return f16_to_float(v); }
+  static float widen(uint16_t v) { return f16_to_f32(v); }
 };
 
 // Four vectors of partial sums to four sums: within 128-bit blocks (l0 + l2) + (l1 + l3), then halves over blocks.
