@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Sets up, builds and runs every test: scripts, native (plain and under sanitizers), Java, fuzzers.
+#
+#   scripts/test.sh          everything but the thread sanitizer
+#   scripts/test.sh --tsan   the thread sanitizer too
+#   CI=true scripts/test.sh  each fuzzer runs for a minute; otherwise only its committed corpus is replayed
+set -euo pipefail
+# shellcheck source=scripts/setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+tsan=false
+for argument in "$@"; do
+  case $argument in
+    --tsan) tsan=true ;;
+    *) printf 'test.sh: unknown option %s (only --tsan)\n' "$argument" >&2 && exit 2 ;;
+  esac
+done
+
+summary=()
+failed=0
+# step NAME COMMAND...: runs it, goes on after a failure, remembers result and time.
+step() {
+  local name=$1 start=$SECONDS result=ok
+  shift
+  say "$name"
+  "$@" || { result=FAILED && failed=1; }
+  summary+=("$(printf '%-6s %5d s  %s' "$result" $((SECONDS - start)) "$name")")
+}
+
+native_tests() {
+  MAMBA4J_PRESET=$1 "$ROOT/scripts/build-native.sh" --tests &&
+    ctest --test-dir "$ROOT/build/$2" --output-on-failure --parallel "$(nproc)" --no-tests=error
+}
+script_tests() {
+  (cd "$ROOT" && shellcheck --external-sources --severity=warning .ci/run scripts/*.sh scripts/mamba4j tests/scripts/*.sh) && "$ROOT/tests/scripts/setup-test.sh"
+}
+
+step "Tools" require_tools test
+step "JDK" require_jdk
+step "Scripts" script_tests
+step "Native" native_tests release native
+step "Native, address and undefined behaviour sanitizers" native_tests asan native-asan
+if $tsan; then step "Native, thread sanitizer" native_tests tsan native-tsan; fi
+step "Build of the command" ensure_built
+step "Java" maven verify
+if [[ ${CI:-} == true ]]; then step "Fuzzers" "$ROOT/scripts/fuzz.sh"; fi
+
+printf '\n'
+printf '%s\n' "${summary[@]}"
+if ((failed)); then die "There were failures; see above."; fi
+printf 'Every test passed in %d s.\n' "$SECONDS"
