@@ -6,4 +6,5 @@ module org.mamba4j.core {
   requires org.mamba4j.ffi;
 
   exports org.mamba4j;
+  exports org.mamba4j.hub;
 }
