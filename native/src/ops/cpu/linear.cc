@@ -83,10 +83,15 @@ struct Operands {
   int64_t ld_out;
 };
 
-// MT tokens x NT outputs. Prefetch: also ask for the weights of the next NT outputs, which a single pass over the
-// weights will need next; the hardware does not see that far because rows are short.
-template <class W, int MT, int NT, bool kPrefetch>
+// How a tile finds its weights: in place, row by row; or packed, the NT rows interleaved vector by vector, zero-padded.
+enum class Layout { kInPlace, kPacked };
+
+// MT tokens x NT outputs. In place, a tile of few tokens also asks for the weights of the NT outputs after its own,
+// which a single pass over the weights needs next; the hardware does not see that far because rows are short.
+template <class W, Layout kLayout, int MT, int NT>
 HWY_NOINLINE void tile(const Operands& a, const typename W::T* HWY_RESTRICT w) {
+  constexpr bool kPacked = kLayout == Layout::kPacked;
+  constexpr bool kPrefetch = !kPacked && MT <= 2 && NT > 1;
   constexpr int kTotal = MT * NT, kPadded = (kTotal + 3) / 4 * 4;
   const D d;
   V acc[kPadded];
@@ -100,7 +105,7 @@ HWY_NOINLINE void tile(const Operands& a, const typename W::T* HWY_RESTRICT w) {
     V wv[NT];
 #pragma GCC unroll 8
     for (int j = 0; j < NT; ++j) {
-      wv[j] = W::load(w + j * ld_w + k);
+      wv[j] = W::load(kPacked ? w + k * NT + j * kLanes : w + j * ld_w + k);
       if constexpr (kPrefetch) __builtin_prefetch(w + (j + NT) * ld_w + k, 0, 3);
     }
 #pragma GCC unroll 8
@@ -114,7 +119,8 @@ HWY_NOINLINE void tile(const Operands& a, const typename W::T* HWY_RESTRICT w) {
     const int64_t rest = a.in - whole;
     HWY_ALIGN float wt[NT][kLanes] = {}, xt[kLanes];
     for (int j = 0; j < NT; ++j)
-      for (int64_t l = 0; l < rest; ++l) wt[j][l] = W::widen(w[j * ld_w + whole + l]);
+      for (int64_t l = 0; l < rest; ++l)
+        wt[j][l] = W::widen(kPacked ? w[whole * NT + j * kLanes + l] : w[j * ld_w + whole + l]);
 #pragma GCC unroll 8
     for (int i = 0; i < MT; ++i) {
       std::memset(xt, 0, sizeof(xt));
@@ -142,56 +148,63 @@ constexpr int kMaxTokens = 4;
 constexpr int kOutputs[kMaxTokens + 1] = {0, 8, 4, 4, 3};
 #endif
 
-// MT tokens x outputs [begin, end).
-template <class W, int MT, bool kPrefetch>
-HWY_INLINE void strip(const LinearArgs& a, const float* x, float* out, const typename W::T* w, int64_t ld_w,
-                      int64_t begin, int64_t end) {
-  constexpr int NT = kOutputs[MT];
+// MT tokens x outputs [begin, end), whose weights start at w; NT outputs a tile, single ones at the end.
+template <class W, Layout kLayout, int MT, int NT>
+void strip(const LinearArgs& a, const float* x, float* out, const typename W::T* w, int64_t ld_w, int64_t begin,
+           int64_t end) {
   Operands o{x, a.ld_x, ld_w, a.in, nullptr, nullptr, a.ld_out};
   int64_t n = begin;
-  for (; n + NT <= end; n += NT) {
+  for (; n + NT <= end; n += NT, w += NT * ld_w) {
     o.bias = a.bias == nullptr ? nullptr : a.bias + n;
     o.out = out + n;
-    tile<W, MT, NT, kPrefetch>(o, w + (n - begin) * ld_w);
+    tile<W, kLayout, MT, NT>(o, w);
   }
-  for (; n < end; ++n) {
+  for (; n < end; ++n, w += ld_w) {
     o.bias = a.bias == nullptr ? nullptr : a.bias + n;
     o.out = out + n;
-    tile<W, MT, 1, false>(o, w + (n - begin) * ld_w);
+    tile<W, kLayout, MT, 1>(o, w);
   }
 }
 
-// All tokens x outputs [begin, end), whose weights start at w.
-template <class W>
-void panel(const LinearArgs& a, const typename W::T* w, int64_t ld_w, int64_t begin, int64_t end) {
-  const float* x = a.x;
-  float* out = a.out;
-  int64_t left = a.tokens;
-  for (; left >= kMaxTokens; left -= kMaxTokens) {
-    strip<W, kMaxTokens, false>(a, x, out, w, ld_w, begin, end);
-    x += kMaxTokens * a.ld_x;
-    out += kMaxTokens * a.ld_out;
-  }
-  switch (left) {
-    case 1: strip<W, 1, true>(a, x, out, w, ld_w, begin, end); break;
-    case 2: strip<W, 2, true>(a, x, out, w, ld_w, begin, end); break;
-    case 3: strip<W, 3, false>(a, x, out, w, ld_w, begin, end); break;
-    case 4: strip<W, std::min(4, kMaxTokens), false>(a, x, out, w, ld_w, begin, end); break;
-    case 5: strip<W, std::min(5, kMaxTokens), false>(a, x, out, w, ld_w, begin, end); break;
-    default: break;
+// All tokens (at most kMaxTokens) x outputs [begin, end).
+template <class W, Layout kLayout, int MT = kMaxTokens>
+void few_tokens(const LinearArgs& a, int64_t tokens, const float* x, float* out, const typename W::T* w, int64_t ld_w,
+                int64_t begin, int64_t end) {
+  if (tokens == MT) {
+    strip<W, kLayout, MT, kLayout == Layout::kPacked ? kOutputs[kMaxTokens] : kOutputs[MT]>(a, x, out, w, ld_w, begin, end);
+  } else if constexpr (MT > 1) {
+    few_tokens<W, kLayout, MT - 1>(a, tokens, x, out, w, ld_w, begin, end);
   }
 }
 
-// Outputs in a panel: its float32 weights lie in the second-level cache while all tokens pass over them.
-constexpr int64_t kPanel = 24;
+// Bytes of float32 weights in a panel: it lies in the second-level cache while all tokens pass over it.
+constexpr int64_t kPanelBytes = 256 * 1024;
+
+int64_t padded(int64_t in) { return (in + kLanes - 1) / kLanes * kLanes; }
+
+int64_t panel_outputs(int64_t in) {
+  constexpr int64_t NT = kOutputs[kMaxTokens];
+  return std::max<int64_t>(NT, kPanelBytes / (padded(in) * 4) / NT * NT);
+}
+
+// NT rows to float32, interleaved vector by vector.
+template <class W, int NT>
+void pack_rows(const typename W::T* HWY_RESTRICT w, int64_t ld_w, int64_t in, float* HWY_RESTRICT out) {
+  int64_t k = 0;
+  for (; k + kLanes <= in; k += kLanes)
+    for (int j = 0; j < NT; ++j, out += kLanes) hn::Store(W::load(w + j * ld_w + k), D(), out);
+  if (k == in) return;
+  for (int j = 0; j < NT; ++j, out += kLanes) {
+    hn::Store(hn::Zero(D()), D(), out);
+    for (int64_t l = 0; k + l < in; ++l) out[l] = W::widen(w[j * ld_w + k + l]);
+  }
+}
 
 template <class W>
-void widen_panel(const typename W::T* HWY_RESTRICT w, int64_t ld_w, int64_t rows, int64_t in, float* HWY_RESTRICT out) {
-  for (int64_t r = 0; r < rows; ++r, w += ld_w, out += in) {
-    int64_t k = 0;
-    for (; k + kLanes <= in; k += kLanes) hn::StoreU(W::load(w + k), D(), out + k);
-    for (; k < in; ++k) out[k] = W::widen(w[k]);
-  }
+void pack_panel(const typename W::T* HWY_RESTRICT w, int64_t ld_w, int64_t rows, int64_t in, float* HWY_RESTRICT out) {
+  constexpr int NT = kOutputs[kMaxTokens];
+  for (; rows >= NT; rows -= NT, w += NT * ld_w, out += NT * padded(in)) pack_rows<W, NT>(w, ld_w, in, out);
+  for (; rows > 0; --rows, w += ld_w, out += padded(in)) pack_rows<W, 1>(w, ld_w, in, out);
 }
 
 template <class W>
@@ -200,17 +213,17 @@ void linear(const LinearArgs& a, const Share& share) {
   int64_t begin, end;
   share.range(a.out_dim, 8, &begin, &end);
   if (a.tokens <= kMaxTokens) {
-    panel<W>(a, w + begin * a.ld_weight, a.ld_weight, begin, end);
+    few_tokens<W, Layout::kInPlace>(a, a.tokens, a.x, a.out, w + begin * a.ld_weight, a.ld_weight, begin, end);
     return;
   }
-  for (int64_t n = begin; n < end; n += kPanel) {
-    const int64_t stop = std::min(n + kPanel, end);
-    const auto* rows = w + n * a.ld_weight;
-    if constexpr (sizeof(typename W::T) == sizeof(float)) {
-      panel<W>(a, rows, a.ld_weight, n, stop);
-    } else {  // widened once for all tokens: widening is exact, so the sums are the same as in registers
-      widen_panel<W>(rows, a.ld_weight, stop - n, a.in, share.scratch);
-      panel<F32Weight>(a, share.scratch, a.in, n, stop);
+  // Widening is exact, so packed weights give the same sums.
+  const int64_t outputs = panel_outputs(a.in);
+  for (int64_t n = begin; n < end; n += outputs) {
+    const int64_t stop = std::min(n + outputs, end);
+    pack_panel<W>(w + n * a.ld_weight, a.ld_weight, stop - n, a.in, share.scratch);
+    for (int64_t t = 0; t < a.tokens; t += kMaxTokens) {
+      few_tokens<F32Weight, Layout::kPacked>(a, std::min<int64_t>(kMaxTokens, a.tokens - t), a.x + t * a.ld_x,
+                                             a.out + t * a.ld_out, share.scratch, padded(a.in), n, stop);
     }
   }
 }
@@ -225,7 +238,7 @@ void Linear(const LinearArgs& a, const Share& share) {
   }
 }
 
-int64_t LinearScratch(int64_t in, DType weight_dtype) { return weight_dtype == DType::kF32 ? 0 : kPanel * in; }
+int64_t LinearScratch(int64_t in, DType) { return panel_outputs(in) * padded(in); }
 
 }  // namespace HWY_NAMESPACE
 }  // namespace m4j
