@@ -1,0 +1,132 @@
+package org.mamba4j;
+
+import static org.mamba4j.ffi.mamba4j_h.C_POINTER;
+
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.util.List;
+import org.mamba4j.ffi.m4j_engine_options;
+import org.mamba4j.ffi.m4j_error;
+import org.mamba4j.ffi.mamba4j_h;
+import org.mamba4j.internal.CallGate;
+import org.mamba4j.internal.NativeLibrary;
+import org.mamba4j.internal.NativeLog;
+import org.mamba4j.internal.Reclaimer;
+import org.mamba4j.internal.Status;
+
+/**
+ * A device and its threads. Any number of models and threads may share one; computations take turns on its threads, which
+ * sleep in between. What the native library logs goes to the {@link System.Logger} named {@code org.mamba4j}.
+ *
+ * <p>Closing waits for running {@link Ops}. Models that use the engine keep working: its threads end with the last of
+ * them.
+ */
+public final class Engine implements AutoCloseable {
+  private final Handle handle;
+  private final Device device;
+
+  private Engine(MemorySegment pointer, Device device) {
+    this.handle = new Handle(pointer);
+    this.device = device;
+    Reclaimer.whenForgotten(this, handle::close);
+  }
+
+  /** An engine with {@link EngineOptions#defaults()}. */
+  public static Engine create() {
+    return create(EngineOptions.defaults());
+  }
+
+  /**
+   * Starts an engine.
+   *
+   * @throws IllegalArgumentException if there is no such instruction set or the number of threads is out of range
+   * @throws MambaException if the native library cannot be loaded or gets no memory or threads
+   */
+  public static Engine create(EngineOptions options) {
+    NativeLibrary.load();
+    try (Arena arena = Arena.ofConfined()) {
+      MemorySegment struct = m4j_engine_options.allocate(arena);
+      m4j_engine_options.struct_size(struct, m4j_engine_options.sizeof());
+      m4j_engine_options.threads(struct, options.threads());
+      m4j_engine_options.log(struct, NativeLog.CALLBACK);
+      if (options.simdTarget() != null) {
+        m4j_engine_options.simd_target(struct, arena.allocateFrom(options.simdTarget()));
+      }
+      MemorySegment out = arena.allocate(C_POINTER);
+      MemorySegment error = m4j_error.allocate(arena);
+      Status.check(mamba4j_h.m4j_engine_create(struct, out, error), error);
+      return new Engine(out.get(C_POINTER, 0), options.device());
+    }
+  }
+
+  /** Where it computes. */
+  public Device device() {
+    return device;
+  }
+
+  /** Threads that share a computation. */
+  public int threads() {
+    enter();
+    try {
+      return mamba4j_h.m4j_engine_threads(handle.pointer);
+    } finally {
+      leave();
+    }
+  }
+
+  /** The instruction set in use. */
+  public String simdTarget() {
+    enter();
+    try {
+      return mamba4j_h.m4j_engine_simd_target(handle.pointer).getString(0);
+    } finally {
+      leave();
+    }
+  }
+
+  /** Instruction sets that the library holds and this processor runs, best first. */
+  public static List<String> simdTargets() {
+    NativeLibrary.load();
+    return List.of(mamba4j_h.m4j_simd_targets().getString(0).split(" "));
+  }
+
+  /** Bytes that the native library holds on its heap at this moment, over all engines, models and sessions. */
+  public static long nativeBytes() {
+    NativeLibrary.load();
+    return mamba4j_h.m4j_native_bytes();
+  }
+
+  /** Releases the engine after waiting for running operations. May be called from any thread, any number of times. */
+  @Override
+  public void close() {
+    handle.close();
+  }
+
+  /** Begins a native call on {@link #pointer()}; throws {@link IllegalStateException} once closed. */
+  void enter() {
+    handle.gate.enter();
+  }
+
+  /** Ends a native call. */
+  void leave() {
+    handle.gate.leave();
+  }
+
+  /** The m4j_engine, valid between {@link #enter} and {@link #leave}. */
+  MemorySegment pointer() {
+    return handle.pointer;
+  }
+
+  private static final class Handle {
+    final CallGate gate = new CallGate("the engine");
+    final MemorySegment pointer;
+
+    Handle(MemorySegment pointer) {
+      this.pointer = pointer;
+    }
+
+    void close() {
+      gate.close(() -> mamba4j_h.m4j_engine_release(pointer));
+    }
+  }
+}

@@ -1,0 +1,70 @@
+package org.mamba4j;
+
+import java.util.Objects;
+
+/**
+ * How a {@link Model} is loaded. Immutable.
+ *
+ * @param engineOptions the engine to make for the model; ignored if {@code engine} is given
+ * @param engine an engine to share, which the model does not close; null to make one for the model alone
+ * @param weights whether weights stay in the mapped files
+ * @param progress hears about downloading and reading
+ */
+public record ModelOptions(
+    EngineOptions engineOptions, Engine engine, Weights weights, ProgressListener progress) {
+
+  /** Where weights live. */
+  public enum Weights {
+    /**
+     * In the mapped files, read by the operating system when first used and shared between processes. While the model is
+     * open nobody may truncate the files: the operating system ends a process that reads behind their new end.
+     */
+    MAPPED,
+    /** In native memory of the process, read while loading. The files may change afterwards. */
+    COPIED
+  }
+
+  private static final ModelOptions DEFAULTS =
+      new ModelOptions(EngineOptions.defaults(), null, Weights.MAPPED, (what, done, total) -> {});
+
+  public ModelOptions {
+    Objects.requireNonNull(engineOptions, "engineOptions");
+    Objects.requireNonNull(weights, "weights");
+    Objects.requireNonNull(progress, "progress");
+  }
+
+  /** An engine of its own with default options, mapped weights, no progress reports. */
+  public static ModelOptions defaults() {
+    return DEFAULTS;
+  }
+
+  /** These options with another device for the model's own engine. */
+  public ModelOptions withDevice(Device device) {
+    return new ModelOptions(engineOptions.withDevice(device), engine, weights, progress);
+  }
+
+  /** These options with another number of threads for the model's own engine, 0 for the default. */
+  public ModelOptions withThreads(int threads) {
+    return new ModelOptions(engineOptions.withThreads(threads), engine, weights, progress);
+  }
+
+  /** These options with another instruction set for the model's own engine, null for the best. */
+  public ModelOptions withSimdTarget(String simdTarget) {
+    return new ModelOptions(engineOptions.withSimdTarget(simdTarget), engine, weights, progress);
+  }
+
+  /** These options with an engine to share, which stays the caller's to close. */
+  public ModelOptions withEngine(Engine engine) {
+    return new ModelOptions(engineOptions, Objects.requireNonNull(engine, "engine"), weights, progress);
+  }
+
+  /** These options with another place for the weights. */
+  public ModelOptions withWeights(Weights weights) {
+    return new ModelOptions(engineOptions, engine, weights, progress);
+  }
+
+  /** These options with a listener. */
+  public ModelOptions withProgress(ProgressListener progress) {
+    return new ModelOptions(engineOptions, engine, weights, progress);
+  }
+}

@@ -1,0 +1,242 @@
+package org.mamba4j;
+
+import static java.lang.foreign.ValueLayout.JAVA_INT;
+
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.util.Arrays;
+import java.util.function.BiConsumer;
+import org.mamba4j.ffi.m4j_causal_conv1d_args;
+import org.mamba4j.ffi.m4j_linear_args;
+import org.mamba4j.ffi.m4j_rms_norm_args;
+import org.mamba4j.ffi.m4j_selective_scan_args;
+import org.mamba4j.ffi.m4j_ssd_args;
+import org.mamba4j.internal.OffHeap;
+import org.mamba4j.internal.OpCall;
+import org.mamba4j.internal.OpFunction;
+
+/**
+ * The operations that the models are made of, on tensors of the caller. Strided views are taken as they are; nothing is
+ * copied. Each returns its output: the one given, or a new F32 tensor in GC-managed memory.
+ *
+ * <p>Tensors must be off-heap (a Java array is refused), aligned to their element and, as outputs, writable and not
+ * overlapping an input unless that is said. While a call runs no arena of its tensors can be closed: {@code close} throws
+ * then. Memory that Java does not manage, made into a segment by {@code MemorySegment.ofAddress}, is the caller's to keep
+ * alive, and a mapped file must not be truncated meanwhile.
+ *
+ * <p>All throw {@link IllegalArgumentException} naming the tensor, the shape expected and that found, and {@link
+ * IllegalStateException} if the engine or a tensor's arena is closed. Any thread may call; calls on one engine take turns.
+ */
+public final class Ops {
+  private Ops() {}
+
+  /**
+   * Selective scan of Mamba (Gu and Dao 2023, algorithm 2): {@code h_t = exp(delta_t A) h_(t-1) + delta_t B_t u_t}, {@code
+   * out_t = (C_t h_t + D u_t) silu(z_t)}. Returns out [B, E, L].
+   */
+  public static Tensor selectiveScan(Engine engine, SelectiveScanArgs args) {
+    required("u", args.u());
+    Tensor out = args.out() == null ? like(args.u()) : args.out();
+    return call(
+        engine,
+        out,
+        (arena, call) -> {
+          MemorySegment s = m4j_selective_scan_args.allocate(arena);
+          m4j_selective_scan_args.struct_size(s, m4j_selective_scan_args.sizeof());
+          m4j_selective_scan_args.delta_softplus(s, args.deltaSoftplus() ? 1 : 0);
+          call.input(m4j_selective_scan_args.u(s), "u", args.u())
+              .input(m4j_selective_scan_args.delta(s), "delta", required("delta", args.delta()))
+              .input(m4j_selective_scan_args.A(s), "A", required("A", args.a()))
+              .input(m4j_selective_scan_args.B(s), "B", required("B", args.b()))
+              .input(m4j_selective_scan_args.C(s), "C", required("C", args.c()))
+              .input(m4j_selective_scan_args.D(s), "D", args.d())
+              .input(m4j_selective_scan_args.z(s), "z", args.z())
+              .input(m4j_selective_scan_args.delta_bias(s), "delta_bias", args.deltaBias())
+              .input(m4j_selective_scan_args.initial_state(s), "initial_state", args.initialState())
+              .output(m4j_selective_scan_args.out(s), "out", out)
+              .output(m4j_selective_scan_args.last_state(s), "last_state", args.lastState())
+              .invoke(OpFunction.SELECTIVE_SCAN, engine.pointer(), s);
+        });
+  }
+
+  /**
+   * State space dual form of Mamba-2 in chunks (Dao and Gu 2024, section 6): {@code h_t = exp(dt_t A) h_(t-1) + dt_t x_t
+   * B_t^T}, {@code out_t = h_t C_t + D x_t}. Returns out [B, L, H, P].
+   */
+  public static Tensor ssd(Engine engine, SsdArgs args) {
+    required("x", args.x());
+    Tensor out = args.out() == null ? like(args.x()) : args.out();
+    return call(
+        engine,
+        out,
+        (arena, call) -> {
+          MemorySegment s = m4j_ssd_args.allocate(arena);
+          m4j_ssd_args.struct_size(s, m4j_ssd_args.sizeof());
+          m4j_ssd_args.dt_softplus(s, args.dtSoftplus() ? 1 : 0);
+          m4j_ssd_args.chunk_size(s, args.chunkSize());
+          m4j_ssd_args.dt_min(s, args.dtMin());
+          m4j_ssd_args.dt_max(s, args.dtMax());
+          call.input(m4j_ssd_args.x(s), "x", args.x())
+              .input(m4j_ssd_args.dt(s), "dt", required("dt", args.dt()))
+              .input(m4j_ssd_args.A(s), "A", required("A", args.a()))
+              .input(m4j_ssd_args.B(s), "B", required("B", args.b()))
+              .input(m4j_ssd_args.C(s), "C", required("C", args.c()))
+              .input(m4j_ssd_args.D(s), "D", args.d())
+              .input(m4j_ssd_args.dt_bias(s), "dt_bias", args.dtBias())
+              .input(m4j_ssd_args.initial_state(s), "initial_state", args.initialState())
+              .output(m4j_ssd_args.out(s), "out", out)
+              .output(m4j_ssd_args.last_state(s), "last_state", args.lastState())
+              .invoke(OpFunction.SSD, engine.pointer(), s);
+        });
+  }
+
+  /**
+   * Causal depthwise convolution over time: {@code out_t = bias + sum_k weight_k x_(t-(K-1)+k)}, then SiLU if wanted.
+   * Returns out [B, L, C].
+   */
+  public static Tensor causalConv1d(Engine engine, CausalConv1dArgs args) {
+    required("x", args.x());
+    Tensor out = args.out() == null ? like(args.x()) : args.out();
+    return call(
+        engine,
+        out,
+        (arena, call) -> {
+          MemorySegment s = m4j_causal_conv1d_args.allocate(arena);
+          m4j_causal_conv1d_args.struct_size(s, m4j_causal_conv1d_args.sizeof());
+          m4j_causal_conv1d_args.silu(s, args.silu() ? 1 : 0);
+          call.input(m4j_causal_conv1d_args.x(s), "x", args.x())
+              .input(m4j_causal_conv1d_args.weight(s), "weight", required("weight", args.weight()))
+              .input(m4j_causal_conv1d_args.bias(s), "bias", args.bias())
+              .input(m4j_causal_conv1d_args.initial_window(s), "initial_window", args.initialWindow())
+              .output(m4j_causal_conv1d_args.out(s), "out", out)
+              .output(m4j_causal_conv1d_args.last_window(s), "last_window", args.lastWindow())
+              .invoke(OpFunction.CAUSAL_CONV1D, engine.pointer(), s);
+        });
+  }
+
+  /** RMSNorm over the last dimension, in groups, gated if a gate is given. Returns out [rows, D]. */
+  public static Tensor rmsNorm(Engine engine, RmsNormArgs args) {
+    required("x", args.x());
+    Tensor out = args.out() == null ? like(args.x()) : args.out();
+    return call(
+        engine,
+        out,
+        (arena, call) -> {
+          MemorySegment s = m4j_rms_norm_args.allocate(arena);
+          m4j_rms_norm_args.struct_size(s, m4j_rms_norm_args.sizeof());
+          m4j_rms_norm_args.n_groups(s, args.groups());
+          m4j_rms_norm_args.eps(s, args.eps());
+          call.input(m4j_rms_norm_args.x(s), "x", args.x())
+              .input(m4j_rms_norm_args.gate(s), "gate", args.gate())
+              .input(m4j_rms_norm_args.weight(s), "weight", args.weight())
+              .output(m4j_rms_norm_args.out(s), "out", out)
+              .invoke(OpFunction.RMS_NORM, engine.pointer(), s);
+        });
+  }
+
+  /**
+   * {@code x weight^T + bias}: x [rows, in], weight [out, in] in F32, F16 or BF16, bias [out] or null, the rows of each
+   * contiguous. Returns [rows, out].
+   */
+  public static Tensor linear(Engine engine, Tensor x, Tensor weight, Tensor bias) {
+    checkRank("x", x, 2);
+    checkRank("weight", weight, 2);
+    return linear(engine, x, weight, bias, allocate(x.dim(0), weight.dim(0)));
+  }
+
+  /** As {@link #linear(Engine, Tensor, Tensor, Tensor)}, into {@code out} [rows, out]. */
+  public static Tensor linear(Engine engine, Tensor x, Tensor weight, Tensor bias, Tensor out) {
+    return call(
+        engine,
+        out,
+        (arena, call) -> {
+          MemorySegment s = m4j_linear_args.allocate(arena);
+          m4j_linear_args.struct_size(s, m4j_linear_args.sizeof());
+          call.input(m4j_linear_args.x(s), "x", required("x", x))
+              .input(m4j_linear_args.weight(s), "weight", required("weight", weight))
+              .input(m4j_linear_args.bias(s), "bias", bias)
+              .output(m4j_linear_args.out(s), "out", out)
+              .invoke(OpFunction.LINEAR, engine.pointer(), s);
+        });
+  }
+
+  /** Rows of {@code table} [V, D] (F32, F16 or BF16) in the order of {@code ids}: F32 [ids, D]. */
+  public static Tensor embedding(Engine engine, Tensor table, int... ids) {
+    checkRank("table", table, 2);
+    Tensor out = allocate(ids.length, table.dim(1));
+    return call(
+        engine,
+        out,
+        (arena, call) -> {
+          MemorySegment idSegment = arena.allocateFrom(JAVA_INT, ids);
+          MemorySegment tableStruct = call.input("table", table);
+          MemorySegment outStruct = call.output("out", out);
+          call.invoke(
+              OpFunction.EMBEDDING, engine.pointer(), tableStruct, idSegment, (long) ids.length, outStruct);
+        });
+  }
+
+  /** Softmax over the last dimension of {@code x} [rows, n], in a new tensor. */
+  public static Tensor softmax(Engine engine, Tensor x) {
+    return softmax(engine, x, like(required("x", x)));
+  }
+
+  /** Softmax over the last dimension of {@code x} [rows, n] into {@code out}, which may be x. */
+  public static Tensor softmax(Engine engine, Tensor x, Tensor out) {
+    return overRows(engine, x, out, false);
+  }
+
+  /** Logarithm of the softmax over the last dimension of {@code x} [rows, n], in a new tensor. */
+  public static Tensor logSoftmax(Engine engine, Tensor x) {
+    return logSoftmax(engine, x, like(required("x", x)));
+  }
+
+  /** Logarithm of the softmax over the last dimension of {@code x} [rows, n] into {@code out}, which may be x. */
+  public static Tensor logSoftmax(Engine engine, Tensor x, Tensor out) {
+    return overRows(engine, x, out, true);
+  }
+
+  private static Tensor overRows(Engine engine, Tensor x, Tensor out, boolean log) {
+    return call(
+        engine,
+        out,
+        (arena, call) -> {
+          MemorySegment xStruct = call.input("x", required("x", x));
+          MemorySegment outStruct = call.output("out", out);
+          call.invoke(log ? OpFunction.LOG_SOFTMAX : OpFunction.SOFTMAX, engine.pointer(), xStruct, outStruct);
+        });
+  }
+
+  private static Tensor call(Engine engine, Tensor out, BiConsumer<Arena, OpCall> body) {
+    required("out", out);
+    engine.enter();
+    try (Arena arena = Arena.ofConfined()) {
+      body.accept(arena, new OpCall(arena));
+    } finally {
+      engine.leave();
+    }
+    return out;
+  }
+
+  private static Tensor like(Tensor x) {
+    return allocate(x.shape());
+  }
+
+  private static Tensor allocate(long... shape) {
+    return OffHeap.allocate(Arena.ofAuto(), "out", DType.F32, shape);
+  }
+
+  private static Tensor required(String name, Tensor tensor) {
+    if (tensor == null) {
+      throw new IllegalArgumentException(name + ": a tensor expected, found null");
+    }
+    return tensor;
+  }
+
+  private static void checkRank(String name, Tensor tensor, int rank) {
+    if (required(name, tensor).rank() != rank) {
+      throw new IllegalArgumentException(
+          "%s: %d dimensions expected, found shape %s".formatted(name, rank, Arrays.toString(tensor.shape())));
+    }
+  }
+}
