@@ -1,0 +1,29 @@
+// Fresh random inputs for every run. The seed is printed at the start and with each failure; M4J_TEST_SEED repeats it.
+#pragma once
+
+#include <cstdint>
+#include <random>
+#include <vector>
+
+#include "ops/ops.h"
+
+namespace m4j::test {
+
+uint64_t run_seed();
+
+class Random {
+ public:
+  explicit Random(uint64_t seed) : engine_(seed) {}
+
+  // `size` numbers, or none if the optional input is absent.
+  std::vector<float> normal(int64_t size, float scale = 1, bool present = true);
+  std::vector<float> uniform(int64_t size, float low, float high, bool present = true);
+  std::vector<int32_t> ids(int64_t size, int32_t vocab_size);
+  // Bit patterns of finite numbers of a 16-bit dtype, subnormals among them, at most about 4 in magnitude.
+  std::vector<uint16_t> halves(int64_t size, DType dtype);
+
+ private:
+  std::mt19937_64 engine_;
+};
+
+}  // namespace m4j::test
