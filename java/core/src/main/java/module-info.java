@@ -6,5 +6,6 @@ module org.mamba4j.core {
   requires org.mamba4j.ffi;
 
   exports org.mamba4j;
+  exports org.mamba4j.checkpoint;
   exports org.mamba4j.hub;
 }

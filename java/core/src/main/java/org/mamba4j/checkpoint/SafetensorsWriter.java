@@ -1,0 +1,117 @@
+package org.mamba4j.checkpoint;
+
+import com.fasterxml.jackson.core.JsonFactory;
+import com.fasterxml.jackson.core.JsonGenerator;
+import java.io.ByteArrayOutputStream;
+import java.io.IOException;
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.channels.FileChannel;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.nio.file.StandardCopyOption;
+import java.nio.file.StandardOpenOption;
+import java.util.Comparator;
+import java.util.List;
+import java.util.Map;
+import java.util.UUID;
+import org.mamba4j.Tensor;
+
+/** Writes safetensors files. */
+public final class SafetensorsWriter {
+  private static final JsonFactory JSON = new JsonFactory();
+  private static final int ALIGNMENT = 8;
+  private static final long MAX_WRITE = 1 << 30;
+
+  private SafetensorsWriter() {}
+
+  /**
+   * Writes tensors, of any strides, into a file that appears at once and complete: it is written beside its place under
+   * another name, flushed to disk and then moved. An existing file is replaced; readers that have it mapped keep the old
+   * one.
+   *
+   * <p>Wide element types come first, tensors of one width in the order of the map, so that every tensor is aligned.
+   *
+   * @param metadata strings for {@code __metadata__}; may be empty
+   */
+  public static void write(Path path, Map<String, Tensor> tensors, Map<String, String> metadata) throws IOException {
+    if (tensors.containsKey(SafetensorsHeader.METADATA)) {
+      throw new IllegalArgumentException("tensors: the name " + SafetensorsHeader.METADATA + " is reserved");
+    }
+    List<Map.Entry<String, Tensor>> ordered =
+        tensors.entrySet().stream()
+            .sorted(Comparator.comparingInt(e -> -e.getValue().dtype().byteSize()))
+            .toList();
+    Path partial = path.resolveSibling("." + path.getFileName() + "." + UUID.randomUUID() + ".partial");
+    try {
+      try (var out = FileChannel.open(partial, StandardOpenOption.CREATE_NEW, StandardOpenOption.WRITE)) {
+        writeFully(out, header(ordered, metadata));
+        for (var entry : ordered) {
+          writeTensor(out, entry.getValue());
+        }
+        out.force(true);
+      }
+      Files.move(partial, path, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
+    } finally {
+      Files.deleteIfExists(partial);
+    }
+  }
+
+  private static ByteBuffer header(List<Map.Entry<String, Tensor>> tensors, Map<String, String> metadata)
+      throws IOException {
+    var bytes = new ByteArrayOutputStream();
+    try (JsonGenerator json = JSON.createGenerator(bytes)) {
+      json.writeStartObject();
+      if (!metadata.isEmpty()) {
+        json.writeObjectFieldStart(SafetensorsHeader.METADATA);
+        for (var entry : metadata.entrySet()) {
+          json.writeStringField(entry.getKey(), entry.getValue());
+        }
+        json.writeEndObject();
+      }
+      long offset = 0;
+      for (var entry : tensors) {
+        Tensor tensor = entry.getValue();
+        long end = Math.addExact(offset, Math.multiplyExact(tensor.size(), (long) tensor.dtype().byteSize()));
+        json.writeObjectFieldStart(entry.getKey());
+        json.writeStringField("dtype", tensor.dtype().safetensorsName());
+        json.writeFieldName("shape");
+        json.writeArray(tensor.shape(), 0, tensor.rank());
+        json.writeFieldName("data_offsets");
+        json.writeArray(new long[] {offset, end}, 0, 2);
+        json.writeEndObject();
+        offset = end;
+      }
+      json.writeEndObject();
+    }
+    while (bytes.size() % ALIGNMENT != 0) {
+      bytes.write(' ');
+    }
+    return ByteBuffer.allocate(Long.BYTES + bytes.size())
+        .order(ByteOrder.LITTLE_ENDIAN)
+        .putLong(bytes.size())
+        .put(bytes.toByteArray())
+        .flip();
+  }
+
+  private static void writeTensor(FileChannel out, Tensor tensor) throws IOException {
+    if (!tensor.isContiguous()) {
+      try (Arena arena = Arena.ofConfined()) {
+        writeTensor(out, tensor.copyTo(arena));
+      }
+      return;
+    }
+    MemorySegment bytes = tensor.segment();
+    for (long at = 0; at < bytes.byteSize(); at += MAX_WRITE) {
+      writeFully(out, bytes.asSlice(at, Math.min(MAX_WRITE, bytes.byteSize() - at)).asByteBuffer());
+    }
+  }
+
+  private static void writeFully(FileChannel out, ByteBuffer buffer) throws IOException {
+    while (buffer.hasRemaining()) {
+      out.write(buffer);
+    }
+  }
+}
