@@ -1,0 +1,106 @@
+// Vectors of float32 shared by the ops: partial loads and stores that touch no byte outside, conversions, sums.
+#include <cstdint>
+#include <cstring>
+
+#include "hwy/highway.h"
+#include "ops/ops.h"
+
+#if defined(M4J_VEC_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef M4J_VEC_INL_H_
+#undef M4J_VEC_INL_H_
+#else
+#define M4J_VEC_INL_H_
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace m4j {
+namespace HWY_NAMESPACE {
+
+using VecTag = hwy::HWY_NAMESPACE::ScalableTag<float>;
+using Vec = hwy::HWY_NAMESPACE::Vec<VecTag>;
+inline constexpr int64_t kLanes = HWY_LANES(float);
+
+HWY_INLINE int64_t round_up(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+
+// The n < kLanes floats at p, then zeros.
+HWY_INLINE Vec load_part(const float* p, int64_t n) {
+  HWY_ALIGN float lanes[kLanes] = {};
+  std::memcpy(lanes, p, static_cast<size_t>(n) * sizeof(float));
+  return hwy::HWY_NAMESPACE::Load(VecTag(), lanes);
+}
+
+HWY_INLINE void store_part(Vec v, float* p, int64_t n) {
+  HWY_ALIGN float lanes[kLanes];
+  hwy::HWY_NAMESPACE::Store(v, VecTag(), lanes);
+  std::memcpy(p, lanes, static_cast<size_t>(n) * sizeof(float));
+}
+
+// What a step over an array works on: a whole vector, or the last n < kLanes elements. The same step serves both, so
+// an element is computed in the same way wherever it lies.
+struct Whole {
+  HWY_INLINE Vec load(const float* p) const { return hwy::HWY_NAMESPACE::LoadU(VecTag(), p); }
+  HWY_INLINE void store(Vec v, float* p) const { hwy::HWY_NAMESPACE::StoreU(v, VecTag(), p); }
+};
+
+struct Rest {
+  int64_t n;
+  HWY_INLINE Vec load(const float* p) const { return load_part(p, n); }
+  HWY_INLINE void store(Vec v, float* p) const { store_part(v, p, n); }
+};
+
+// Four vectors to the sums of their lanes. Within 128-bit blocks (l0 + l2) + (l1 + l3), the blocks by halves first.
+template <class DT, class VT>
+HWY_INLINE void fold_blocks(DT d, VT v, float* HWY_RESTRICT sums) {
+  namespace hn = hwy::HWY_NAMESPACE;
+  if constexpr (hn::MaxLanes(DT()) <= 4) {
+    hn::StoreU(v, d, sums);
+  } else {
+    const hn::Half<DT> dh;
+    fold_blocks(dh, hn::Add(hn::LowerHalf(dh, v), hn::UpperHalf(dh, v)), sums);
+  }
+}
+
+HWY_INLINE void sum_lanes4(Vec a, Vec b, Vec c, Vec e, float* HWY_RESTRICT sums) {
+  namespace hn = hwy::HWY_NAMESPACE;
+  const VecTag d;
+  const hn::RepartitionToWide<VecTag> dw;
+  const auto ab = hn::BitCast(dw, hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b)));
+  const auto ce = hn::BitCast(dw, hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e)));
+  fold_blocks(
+      d, hn::Add(hn::BitCast(d, hn::InterleaveLower(dw, ab, ce)), hn::BitCast(d, hn::InterleaveUpper(dw, ab, ce))),
+      sums);
+}
+
+// kLanes values of a 16-bit type to float32, exactly.
+HWY_INLINE Vec widen_bf16(const uint16_t* p) {
+  namespace hn = hwy::HWY_NAMESPACE;
+  const hn::Rebind<uint16_t, VecTag> d16;
+  const hn::RebindToUnsigned<VecTag> d32;
+  return hn::BitCast(VecTag(), hn::ShiftLeft<16>(hn::PromoteTo(d32, hn::LoadU(d16, p))));
+}
+
+HWY_INLINE Vec widen_f16(const uint16_t* p) {
+  namespace hn = hwy::HWY_NAMESPACE;
+  const VecTag d;
+  const hn::Rebind<uint16_t, VecTag> d16;
+#if HWY_ARCH_X86 && HWY_TARGET >= HWY_SSE4  // no instruction; Highway's own code there has neither infinity nor NaN
+  const hn::RebindToUnsigned<VecTag> d32;
+  const auto h = hn::PromoteTo(d32, hn::LoadU(d16, p));
+  const auto magnitude = hn::And(h, hn::Set(d32, 0x7FFFu));
+  // The exponent fields differ by 112, also for subnormal numbers: times 2^112.
+  const auto scaled = hn::Mul(hn::BitCast(d, hn::ShiftLeft<13>(magnitude)), hn::Set(d, 0x1p112f));
+  const auto exponent = hn::And(h, hn::Set(d32, 0x7C00u));
+  const auto special = hn::VecFromMask(d32, hn::Eq(exponent, hn::Set(d32, 0x7C00u)));
+  const auto bits = hn::Or(hn::BitCast(d32, scaled), hn::And(special, hn::Set(d32, 0x7F800000u)));
+  return hn::BitCast(d, hn::Or(bits, hn::ShiftLeft<16>(hn::And(h, hn::Set(d32, 0x8000u)))));
+#else
+  const hn::Rebind<hwy::float16_t, VecTag> df16;
+  return hn::PromoteTo(d, hn::BitCast(df16, hn::LoadU(d16, p)));
+#endif
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace m4j
+HWY_AFTER_NAMESPACE();
+
+#endif  // M4J_VEC_INL_H_
