@@ -17,15 +17,11 @@ uint64_t seed_of_this_test() {
 
 double tolerance(int64_t terms) { return std::min(1e-5, 1e-6 * (1 + std::sqrt(static_cast<double>(terms)) / 8)); }
 
-void expect_finite(const std::vector<float>& actual) {
+void expect_close(const std::vector<float>& actual, const Expected& expected, double tolerance) {
+  ASSERT_EQ(actual.size(), expected.value.size());
   for (size_t i = 0; i < actual.size(); ++i) {
     ASSERT_TRUE(std::isfinite(actual[i])) << "element " << i << " of " << actual.size() << " is " << actual[i];
   }
-}
-
-void expect_close(const std::vector<float>& actual, const Expected& expected, double tolerance) {
-  ASSERT_EQ(actual.size(), expected.value.size());
-  expect_finite(actual);
   double error = 0, norm = 0, worst = -1;
   size_t worst_at = 0;
   for (size_t i = 0; i < actual.size(); ++i) {

@@ -42,7 +42,6 @@ void expect_close(const std::vector<float>& actual, const std::vector<float>& ex
 void expect_close(const Outputs& actual, const Outputs& expected, double tolerance);
 void expect_same_bits(const std::vector<float>& actual, const std::vector<float>& expected);
 void expect_same_bits(const Outputs& actual, const Outputs& expected);
-void expect_finite(const std::vector<float>& actual);
 
 double sum_of_squares_root(double a, double b);
 
