@@ -1,0 +1,225 @@
+package org.mamba4j;
+
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.lang.ref.Reference;
+import java.util.Arrays;
+import java.util.Objects;
+import org.mamba4j.ffi.mamba4j_h;
+import org.mamba4j.internal.AdvanceCall;
+import org.mamba4j.internal.CallGate;
+import org.mamba4j.internal.OffHeap;
+import org.mamba4j.internal.Reclaimer;
+import org.mamba4j.internal.Status;
+
+/**
+ * Feeds several sessions of one model at once, each its own number of tokens, without padding: the weights are read once
+ * for all. The logits are those that each session would have computed alone.
+ *
+ * <p>Use: {@link #add} sessions, {@link #advance}, read {@link #logits(int)}, {@link #clear}, and again. A batch only
+ * refers to its sessions; it is as single-threaded as they are, and they may be used alone in between. Either all sessions
+ * advance or, if something is thrown, none does. {@link #close} may come from any thread and waits for a running call.
+ */
+public final class Batch implements AutoCloseable {
+  private final Model model;
+  private final Handle handle;
+  private final Session[] sessions;
+  private final int[] single = new int[1];
+  private final Tensor[] lastLogits; // [vocabulary] each, views of one block
+  private Tensor block; // [sessions, vocabulary], null until needed
+  private Tensor allLogits; // [tokens, vocabulary] after advanceAll, else null
+  private int size;
+  private boolean advanced;
+
+  Batch(Model model, int maxSequences) {
+    if (maxSequences < 1) {
+      throw new IllegalArgumentException("maxSequences: 1 or more expected, found " + maxSequences);
+    }
+    model.handle().gate.checkOpen();
+    this.model = model;
+    this.sessions = new Session[maxSequences];
+    this.lastLogits = new Tensor[maxSequences];
+    this.handle = new Handle(maxSequences);
+    Reclaimer.whenForgotten(this, handle::close);
+  }
+
+  /** The model of all sessions. */
+  public Model model() {
+    return model;
+  }
+
+  /** Sessions added since the last {@link #clear}. */
+  public int size() {
+    return size;
+  }
+
+  /** Adds a session with the one token to feed it. Allocates nothing on the Java heap. */
+  public void add(Session session, int token) {
+    handle.gate.enterAlone();
+    try {
+      single[0] = token;
+      addSequence(session, single);
+    } finally {
+      handle.gate.leave();
+    }
+  }
+
+  /**
+   * Adds a session with the tokens to feed it, at least one. The session's index is {@link #size()} before the call.
+   *
+   * @throws IllegalArgumentException if the session is of another model or in the batch already, or a token is outside of
+   *     the vocabulary
+   * @throws IllegalStateException if the batch is full, or has advanced and was not cleared
+   */
+  public void add(Session session, int... tokens) {
+    handle.gate.enterAlone();
+    try {
+      addSequence(session, tokens);
+    } finally {
+      handle.gate.leave();
+    }
+  }
+
+  /** Feeds all sessions and computes the logits after the last token of each. */
+  public void advance() {
+    handle.gate.enterAlone();
+    try {
+      checkReady();
+      if (block == null) {
+        block = OffHeap.allocate(
+            handle.call.arena(), "logits of the batch", DType.F32, sessions.length, model.config().vocabSize());
+        for (int i = 0; i < sessions.length; i++) {
+          lastLogits[i] = block.select(0, i);
+        }
+      }
+      run(mamba4j_h.M4J_LOGITS_LAST(), block.segment());
+      allLogits = null;
+    } finally {
+      handle.gate.leave();
+    }
+  }
+
+  /** Feeds all sessions and computes the logits after every token, in memory of its own that is GC-managed. */
+  public void advanceAll() {
+    handle.gate.enterAlone();
+    try {
+      checkReady();
+      Tensor all =
+          OffHeap.allocate(
+              Arena.ofAuto(), "logits of the batch", DType.F32, handle.call.length(), model.config().vocabSize());
+      run(mamba4j_h.M4J_LOGITS_ALL(), all.segment());
+      Reference.reachabilityFence(all);
+      allLogits = all;
+    } finally {
+      handle.gate.leave();
+    }
+  }
+
+  /**
+   * Logits of session {@code i}, F32: after {@link #advance} [vocabulary], a view that the next {@code advance}
+   * overwrites and {@link #close} ends; after {@link #advanceAll} [tokens of session i, vocabulary].
+   */
+  public Tensor logits(int i) {
+    handle.gate.checkOpen();
+    Objects.checkIndex(i, size);
+    if (!advanced) {
+      throw new IllegalStateException("the batch has not advanced yet");
+    }
+    return allLogits == null
+        ? lastLogits[i]
+        : allLogits.slice(0, handle.call.offset(i), handle.call.offset(i + 1));
+  }
+
+  /** Removes all sessions. */
+  public void clear() {
+    handle.gate.enterAlone();
+    try {
+      Arrays.fill(sessions, 0, size, null);
+      size = 0;
+      advanced = false;
+      allLogits = null;
+      handle.call.clear();
+    } finally {
+      handle.gate.leave();
+    }
+  }
+
+  /** Gives its memory back after waiting for a running call; the sessions stay open. */
+  @Override
+  public void close() {
+    handle.close();
+  }
+
+  private void addSequence(Session session, int[] tokens) {
+    checkNotAdvanced();
+    if (size == sessions.length) {
+      throw new IllegalStateException("the batch holds " + size + " sessions already, as many as it was made for");
+    }
+    if (session.model() != model) {
+      throw new IllegalArgumentException("session: one of " + model + " expected, found one of " + session.model());
+    }
+    for (int i = 0; i < size; i++) {
+      if (sessions[i] == session) {
+        throw new IllegalArgumentException("session: is in the batch already, as number " + i);
+      }
+    }
+    if (tokens.length == 0) {
+      throw new IllegalArgumentException("tokens: at least one expected, found none");
+    }
+    model.checkTokens(tokens, 0, tokens.length);
+    handle.call.add(session.slot(), tokens, 0, tokens.length);
+    sessions[size++] = session;
+  }
+
+  private void run(int logitsMode, MemorySegment logits) {
+    int acquired = 0;
+    try {
+      for (; acquired < size; acquired++) {
+        sessions[acquired].acquireForBatch();
+      }
+      model.handle().gate.enter();
+      int status;
+      try {
+        status = handle.call.run(model.handle().states, logitsMode, logits);
+      } finally {
+        model.handle().gate.leave();
+      }
+      for (int i = 0; i < size; i++) {
+        sessions[i].advancedInBatch(status, handle.call.offset(i + 1) - handle.call.offset(i));
+      }
+      Status.check(status, handle.call.error());
+      advanced = true;
+    } finally {
+      for (int i = 0; i < acquired; i++) {
+        sessions[i].releaseAfterBatch();
+      }
+    }
+  }
+
+  private void checkReady() {
+    checkNotAdvanced();
+    if (size == 0) {
+      throw new IllegalStateException("the batch is empty; add sessions first");
+    }
+  }
+
+  private void checkNotAdvanced() {
+    if (advanced) {
+      throw new IllegalStateException("the batch has advanced; clear it before its next use");
+    }
+  }
+
+  /** The native memory; does not refer to the batch, so that a forgotten one can be released. */
+  private static final class Handle {
+    final CallGate gate = new CallGate("the batch");
+    final AdvanceCall call;
+
+    Handle(int maxSequences) {
+      call = new AdvanceCall(maxSequences);
+    }
+
+    void close() {
+      gate.close(call::close);
+    }
+  }
+}
