@@ -1,0 +1,67 @@
+// The forward pass of one block of tokens, written once over the ops: embedding, layers, final norm, head.
+#pragma once
+
+#include <cstdint>
+
+#include "model/model.h"
+#include "runtime/engine.h"
+
+namespace m4j {
+
+// Consecutive tokens of one sequence inside a block, with the state they continue.
+struct Segment {
+  int64_t row;     // of its first token in the block
+  int64_t tokens;
+  float* conv;     // [n_layer, K-1, C]
+  float* ssm;      // [n_layer, N, E] in Mamba-1, [n_layer, H, P, N] in Mamba-2
+};
+
+struct Block {
+  const int32_t* ids;  // [T]
+  int64_t tokens;      // T
+  const Segment* segments;
+  int64_t n_segments;
+  int32_t logits_mode;    // M4J_LOGITS_NONE, _LAST or _ALL
+  float* logits;          // ALL: [T, V]; LAST: [n_last, V]
+  int64_t n_last;         // the first n_last segments end their sequences in this block
+};
+
+// Row-major float32, carved out of the engine's workspace.
+struct Activations {
+  float* x;      // [T, D] residual stream
+  float* h;      // [T, D] normed input of a mixer, or of the head
+  float* mix;    // [T, D] output of a mixer, not yet added to x
+  float* proj;   // [T, rows of in_proj]
+  float* conv;   // [T, C]
+  float* dbc;    // Mamba-1: [T, R + 2N]
+  float* delta;  // Mamba-1: [T, E]
+  float* y;      // Mamba-2: [T, E]
+};
+
+// Runs on every member of the team; `turn` is the barrier they share.
+struct Pass {
+  const Model& model;
+  const Ops& ops;
+  Engine::Turn& turn;
+  const Activations& act;
+  const Block& block;
+  int64_t chunk_size;  // of the SSD, at most the tokens a block may have
+};
+
+// Floats of shared workspace for blocks of up to `tokens` tokens.
+int64_t activation_floats(const Config& config, int64_t tokens);
+Activations carve_activations(const Config& config, int64_t tokens, float* workspace);
+
+// Floats of scratch a member needs; chunk_size is 0 if no segment takes the chunked path.
+int64_t forward_scratch_floats(const Model& model, const Ops& ops, int64_t chunk_size);
+
+// Sequence pieces of up to this many tokens go token by token: below it the matrix form does more work than it saves.
+constexpr int64_t kSsdStepTokens = 4;
+
+void forward(const Pass& pass, const Share& share);
+
+// One mixer each: act.h -> act.mix, states of the segments moved on.
+void mamba1_mixer(const Pass& pass, int64_t layer, const Share& share);
+void mamba2_mixer(const Pass& pass, int64_t layer, const Share& share);
+
+}  // namespace m4j
