@@ -1,0 +1,198 @@
+package org.mamba4j.text;
+
+import com.fasterxml.jackson.core.JsonFactory;
+import com.fasterxml.jackson.core.JsonParser;
+import com.fasterxml.jackson.core.JsonProcessingException;
+import com.fasterxml.jackson.core.JsonToken;
+import com.fasterxml.jackson.core.StreamReadConstraints;
+import com.fasterxml.jackson.core.json.JsonReadFeature;
+import java.io.IOException;
+import java.io.InputStream;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.BitSet;
+import java.util.HashMap;
+import java.util.HashSet;
+import java.util.Map;
+import java.util.Set;
+
+/**
+ * What the tokenizer library does not tell: size of the vocabulary, which tokens are special, which end a text. Read in
+ * one pass, without keeping the vocabulary.
+ *
+ * @param vocabSize highest id + 1
+ * @param special ids of tokens that are no text
+ * @param endTokens ids that end a text, from tokenizer_config.json and generation_config.json
+ */
+record TokenizerFiles(int vocabSize, BitSet special, Set<Integer> endTokens) {
+  static final String TOKENIZER = "tokenizer.json";
+  private static final String TOKENIZER_CONFIG = "tokenizer_config.json";
+  private static final String GENERATION_CONFIG = "generation_config.json";
+
+  private static final long MAX_BYTES = 256L << 20;
+  private static final int MAX_ID = 1 << 26;
+  private static final JsonFactory JSON = JsonFactory.builder()
+      .enable(JsonReadFeature.ALLOW_NON_NUMERIC_NUMBERS)
+      .streamReadConstraints(StreamReadConstraints.builder().maxNestingDepth(200).build())
+      .build();
+
+  static TokenizerFiles read(Path folder) throws IOException {
+    Vocabulary vocabulary = new Vocabulary(folder.resolve(TOKENIZER));
+    parse(vocabulary.file, vocabulary::field);
+    if (vocabulary.highestId < 0) {
+      throw new IOException(vocabulary.file + ": no vocabulary found; expected model.vocab");
+    }
+    Set<Integer> ends = new HashSet<>(endTokens(folder));
+    Path config = folder.resolve(TOKENIZER_CONFIG);
+    if (Files.isRegularFile(config)) {
+      parse(config, (name, parser) -> {
+        Integer id = name.equals("eos_token") ? vocabulary.added.get(tokenContent(parser)) : null;
+        if (id != null) {
+          ends.add(id);
+        }
+      });
+    }
+    return new TokenizerFiles(vocabulary.highestId + 1, vocabulary.special, Set.copyOf(ends));
+  }
+
+  /** eos_token_id of generation_config.json: a number, a list of numbers, or absent. */
+  static Set<Integer> endTokens(Path folder) throws IOException {
+    Set<Integer> ends = new HashSet<>();
+    Path file = folder.resolve(GENERATION_CONFIG);
+    if (Files.isRegularFile(file)) {
+      parse(file, (name, parser) -> {
+        if (!name.equals("eos_token_id")) {
+          return;
+        }
+        boolean list = parser.currentToken() == JsonToken.START_ARRAY;
+        if (list) {
+          parser.nextToken();
+        }
+        do {
+          if (parser.currentToken() == JsonToken.VALUE_NUMBER_INT) {
+            ends.add(parser.getIntValue());
+          }
+        } while (list && ends.size() < 1000 && parser.nextToken() != JsonToken.END_ARRAY);
+      });
+    }
+    return ends;
+  }
+
+  @FunctionalInterface
+  private interface FieldReader {
+    /** Reads the value the parser stands on; need not consume the rest of an object or array. */
+    void read(String name, JsonParser parser) throws IOException;
+  }
+
+  private static void parse(Path file, FieldReader reader) throws IOException {
+    long bytes = Files.size(file);
+    if (bytes > MAX_BYTES) {
+      throw new IOException(file + " has " + bytes + " bytes, expected at most " + MAX_BYTES);
+    }
+    try (InputStream in = Files.newInputStream(file); JsonParser parser = JSON.createParser(in)) {
+      if (parser.nextToken() != JsonToken.START_OBJECT) {
+        throw new IOException(file + ": expected a JSON object");
+      }
+      eachField(parser, reader);
+    } catch (JsonProcessingException e) {
+      throw new IOException(file + " is not valid JSON: " + e.getOriginalMessage() + " at " + e.getLocation().offsetDescription(), e);
+    }
+  }
+
+  /** Calls {@code reader} for every field of the object the parser is in, then leaves the object. */
+  private static void eachField(JsonParser parser, FieldReader reader) throws IOException {
+    int depth = parser.getParsingContext().getNestingDepth();
+    for (String name = parser.nextFieldName(); name != null; name = parser.nextFieldName()) {
+      parser.nextToken();
+      reader.read(name, parser);
+      while (parser.getParsingContext().getNestingDepth() > depth) {
+        if (parser.nextToken() == null) {
+          return;
+        }
+      }
+    }
+  }
+
+  /** A token given as "text" or {"content": "text"}. */
+  private static String tokenContent(JsonParser parser) throws IOException {
+    if (parser.currentToken() == JsonToken.VALUE_STRING) {
+      return parser.getText();
+    }
+    String[] content = {null};
+    if (parser.currentToken() == JsonToken.START_OBJECT) {
+      eachField(parser, (name, p) -> content[0] = name.equals("content") ? p.getText() : content[0]);
+    }
+    return content[0];
+  }
+
+  private static final class Vocabulary {
+    final Path file;
+    final BitSet special = new BitSet();
+    final Map<String, Integer> added = new HashMap<>();
+    int highestId = -1;
+
+    Vocabulary(Path file) {
+      this.file = file;
+    }
+
+    void field(String name, JsonParser parser) throws IOException {
+      if (name.equals("added_tokens") && parser.currentToken() == JsonToken.START_ARRAY) {
+        while (parser.nextToken() == JsonToken.START_OBJECT) {
+          addedToken(parser);
+        }
+      } else if (name.equals("model") && parser.currentToken() == JsonToken.START_OBJECT) {
+        eachField(parser, (field, p) -> {
+          if (field.equals("vocab")) {
+            vocab(p);
+          }
+        });
+      }
+    }
+
+    private void addedToken(JsonParser parser) throws IOException {
+      int[] id = {-1};
+      boolean[] isSpecial = {false};
+      String[] content = {null};
+      eachField(parser, (field, p) -> {
+        switch (field) {
+          case "id" -> id[0] = checkedId(p);
+          case "special" -> isSpecial[0] = p.currentToken() == JsonToken.VALUE_TRUE;
+          case "content" -> content[0] = p.getText();
+          default -> { }
+        }
+      });
+      if (id[0] < 0 || content[0] == null) {
+        throw new IOException(file + ": an entry of added_tokens lacks its id or content");
+      }
+      added.put(content[0], id[0]);
+      if (isSpecial[0]) {
+        special.set(id[0]);
+      }
+    }
+
+    /** BPE, WordPiece and WordLevel map tokens to ids; Unigram lists pairs of token and score. */
+    private void vocab(JsonParser parser) throws IOException {
+      if (parser.currentToken() == JsonToken.START_OBJECT) {
+        eachField(parser, (_, p) -> checkedId(p));
+      } else if (parser.currentToken() == JsonToken.START_ARRAY) {
+        int count = 0;
+        while (parser.nextToken() == JsonToken.START_ARRAY) {
+          parser.skipChildren();
+          count++;
+        }
+        highestId = Math.max(highestId, count - 1);
+      }
+    }
+
+    private int checkedId(JsonParser parser) throws IOException {
+      if (parser.currentToken() != JsonToken.VALUE_NUMBER_INT
+          || parser.getLongValue() < 0
+          || parser.getLongValue() >= MAX_ID) {
+        throw new IOException(file + ": token id " + parser.getText() + ", expected 0 to " + (MAX_ID - 1));
+      }
+      int id = parser.getIntValue();
+      highestId = Math.max(highestId, id);
+      return id;
+    }
+  }
+}
