@@ -109,7 +109,9 @@ find_jdk() {
   return 1
 }
 
-apt_offers_jdk() { has_apt && apt-cache policy "openjdk-$JDK_VERSION-jdk-headless" 2>/dev/null | grep -q 'Candidate: [0-9]'; }
+apt_offers_jdk() {
+  has_apt && apt-cache policy "openjdk-$JDK_VERSION-jdk-headless" 2>/dev/null | grep -q 'Candidate: [0-9]'
+}
 
 # Downloads Temurin into JDK_DIR. On failure sets `reason` and leaves nothing behind.
 download_jdk() {
@@ -184,7 +186,8 @@ maven() {
     local found
     if "$ROOT/mvnw" -v >/dev/null 2>&1; then
       MAVEN=$ROOT/mvnw
-    elif has_command mvn && found=$(mvn -v 2>/dev/null | grep -o 'Apache Maven [0-9.]*') && at_least "${found##* }" 3.8; then
+    elif has_command mvn && found=$(mvn -v 2>/dev/null | grep -o 'Apache Maven [0-9.]*') &&
+      at_least "${found##* }" 3.8; then
       MAVEN=mvn
       say "The Maven wrapper cannot download; using the system's $found"
     else
@@ -211,7 +214,7 @@ build() {
   local stamp=$1
   shift
   touch "$ROOT/build/started"
-  "$@" >&2
+  "$@" >&2 || die "The build failed; see above."
   mv "$ROOT/build/started" "$stamp"
 }
 

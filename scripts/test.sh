@@ -32,7 +32,8 @@ native_tests() {
     ctest --test-dir "$ROOT/build/$2" --output-on-failure --parallel "$(nproc)" --no-tests=error
 }
 script_tests() {
-  (cd "$ROOT" && shellcheck --external-sources --severity=warning .ci/run scripts/*.sh scripts/mamba4j tests/scripts/*.sh) && "$ROOT/tests/scripts/setup-test.sh"
+  (cd "$ROOT" && shellcheck --external-sources --severity=warning .ci/run scripts/*.sh scripts/mamba4j tests/scripts/*.sh) &&
+    "$ROOT/tests/scripts/setup-test.sh"
 }
 
 step "Tools" require_tools test

@@ -1,0 +1,26 @@
+package org.mamba4j.cli;
+
+import java.io.FileNotFoundException;
+import java.nio.file.AccessDeniedException;
+import java.nio.file.NoSuchFileException;
+import java.nio.file.NotDirectoryException;
+
+/** One line that says what went wrong. */
+final class Errors {
+  private Errors() {}
+
+  static String describe(Throwable e) {
+    // The messages of these are bare paths.
+    String line =
+        switch (e) {
+          case NoSuchFileException missing -> "there is no file " + missing.getMessage();
+          case AccessDeniedException denied -> "no permission to access " + denied.getMessage();
+          case NotDirectoryException file -> file.getMessage() + " is not a folder";
+          case FileNotFoundException missing -> "cannot open " + missing.getMessage();
+          case OutOfMemoryError memory -> "out of memory: " + memory.getMessage();
+          case NullPointerException bug -> "internal error: " + bug + " (--verbose shows where)";
+          default -> e.getMessage() == null ? e.toString() : e.getMessage();
+        };
+    return line.strip().replaceAll("\\s*\\R\\s*", " ");
+  }
+}

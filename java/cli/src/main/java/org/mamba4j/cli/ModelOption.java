@@ -1,0 +1,78 @@
+package org.mamba4j.cli;
+
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.NotDirectoryException;
+import java.nio.file.Path;
+import java.util.regex.Pattern;
+import org.mamba4j.Engine;
+import org.mamba4j.Model;
+import org.mamba4j.ModelOptions;
+import org.mamba4j.ProgressListener;
+import org.mamba4j.hub.Hub;
+import org.mamba4j.text.TextModel;
+import picocli.CommandLine.Model.CommandSpec;
+import picocli.CommandLine.Option;
+import picocli.CommandLine.Spec;
+import picocli.CommandLine.Spec.Target;
+
+/** Which model. */
+final class ModelOption {
+  /** Set by the launcher when standard error is a terminal, which Java cannot find out. */
+  static final String TERMINAL_PROPERTY = "org.mamba4j.cli.terminal";
+
+  private static final Pattern HUB_ID = Pattern.compile("[A-Za-z0-9][\\w.-]*(/[A-Za-z0-9][\\w.-]*)?");
+
+  @Spec(Target.MIXEE)
+  CommandSpec command;
+
+  @Option(
+      names = "--model",
+      required = true,
+      paramLabel = "DIR|ID",
+      description = {
+        "Folder of the model (config.json with model.safetensors, its shards, or pytorch_model.bin),",
+        "or its id on the Hugging Face hub, such as state-spaces/mamba-130m-hf. Downloads obey HF_HOME, HF_ENDPOINT,"
+            + " HF_TOKEN and HF_HUB_OFFLINE."
+      })
+  String model;
+
+  /** The folder, after a download if need be. */
+  Path folder() throws IOException {
+    Path path = Path.of(model);
+    if (Files.isDirectory(path)) {
+      return path;
+    }
+    if (Files.exists(path)) {
+      throw new NotDirectoryException(model);
+    }
+    if (!HUB_ID.matcher(model).matches()) {
+      throw new IOException("there is no folder " + model);
+    }
+    try {
+      return Hub.fromEnvironment().download(model, "main", progress());
+    } catch (IOException e) {
+      throw new IOException(
+          "there is no folder %s, and no model of that name could be downloaded: %s".formatted(model, Errors.describe(e)),
+          e);
+    }
+  }
+
+  /** The model on an engine that stays the caller's. */
+  Model load(Engine engine) throws IOException {
+    return Model.load(folder(), options(engine));
+  }
+
+  /** The model with its tokenizer, if it has one. */
+  TextModel loadText(Engine engine) throws IOException {
+    return TextModel.load(folder(), options(engine));
+  }
+
+  private ModelOptions options(Engine engine) {
+    return ModelOptions.defaults().withEngine(engine).withProgress(progress());
+  }
+
+  private ProgressListener progress() {
+    return new ProgressBar(command.commandLine().getErr(), Boolean.getBoolean(TERMINAL_PROPERTY));
+  }
+}

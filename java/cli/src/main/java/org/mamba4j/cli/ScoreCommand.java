@@ -1,0 +1,78 @@
+package org.mamba4j.cli;
+
+import java.io.IOException;
+import java.util.LinkedHashMap;
+import java.util.Locale;
+import java.util.Map;
+import org.mamba4j.Engine;
+import org.mamba4j.text.Score;
+import org.mamba4j.text.TextModel;
+import picocli.CommandLine.ArgGroup;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Option;
+
+@Command(
+    name = "score",
+    description = "Says how likely a model finds a text: the log-probability of each token, and the perplexity.",
+    footer = {
+      "",
+      "Each token is scored given those before it, so the first one has no score. Perplexity is the exponential of the",
+      "negative mean: 1 means certain of every token, the size of the vocabulary means guessing.",
+      "",
+      "With --json: tokens, logprobs (one fewer), total_logprob, perplexity.",
+      "",
+      "Examples:",
+      "  mamba4j score --model tests/models/mamba2-java-9m --prompt 'for (int i = 0; i < n; i++) {'",
+      "  mamba4j score --model tests/models/mamba2-java-9m --prompt-file Main.java --json"
+    })
+final class ScoreCommand extends CliCommand {
+  @Mixin ModelOption model;
+
+  @ArgGroup(exclusive = true, multiplicity = "1")
+  Prompt prompt;
+
+  @Option(names = "--json", description = "Print one JSON object.", defaultValue = "false")
+  boolean json;
+
+  @Mixin DeviceOptions device;
+
+  @Override
+  public Integer call() throws IOException {
+    try (Engine engine = Engine.create(device.engineOptions());
+        TextModel loaded = model.loadText(engine)) {
+      Score score = prompt.ids() == null ? loaded.score(prompt.text()) : loaded.score(prompt.ids());
+      if (json) {
+        printJson(score);
+      } else {
+        printTable(score, loaded);
+      }
+    }
+    return 0;
+  }
+
+  private void printJson(Score score) throws IOException {
+    Map<String, Object> object = new LinkedHashMap<>();
+    object.put("tokens", score.tokens());
+    object.put("logprobs", score.logProbs());
+    object.put("total_logprob", score.totalLogProb());
+    object.put("perplexity", Json.number(score.perplexity()));
+    Json.print(out(), object);
+  }
+
+  private void printTable(Score score, TextModel loaded) {
+    out().printf("%8s %9s  %s%n", "token", "log-prob", "text");
+    for (int i = 0; i < score.tokens().length; i++) {
+      int id = score.tokens()[i];
+      String logProb = i == 0 ? "" : String.format(Locale.ROOT, "%.4f", score.logProbs()[i - 1]);
+      String text = loaded.hasTokenizer() ? visible(loaded.tokenizer().decode(new int[] {id})) : "";
+      out().printf("%8d %9s  %s%n", id, logProb, text);
+    }
+    out().printf(Locale.ROOT, "%nperplexity %.3f over %d tokens%n", score.perplexity(), score.logProbs().length);
+  }
+
+  /** On one line. */
+  private static String visible(String text) {
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t");
+  }
+}
