@@ -91,17 +91,29 @@ Activations carve_activations(const Config& config, int64_t tokens, float* works
 
 int64_t forward_scratch_floats(const Model& model, const Ops& ops, int64_t chunk_size) {
   const Config& c = model.config;
-  int64_t floats = ops.linear_scratch(c.d_model, model.lm_head.dtype);
+  int64_t floats = chunk_size > 0 ? ops.ssd_chunk_scratch(c.headdim, c.d_state, chunk_size) : 0;
+  const auto allow_for = [&](const Matrix& m) { floats = std::max(floats, ops.linear_scratch(m.columns, m.dtype)); };
+  allow_for(model.lm_head);
   for (const Layer& l : model.layers) {
-    floats = std::max({floats, ops.linear_scratch(c.d_model, l.in_proj.dtype),
-                       ops.linear_scratch(c.d_inner, l.out_proj.dtype)});
-    if (!c.is_mamba2()) {
-      floats = std::max({floats, ops.linear_scratch(c.d_inner, l.x_proj.dtype),
-                         ops.linear_scratch(c.dt_rank, l.dt_proj.dtype)});
-    }
+    for (const Matrix* m : {&l.in_proj, &l.x_proj, &l.dt_proj, &l.out_proj}) allow_for(*m);
   }
-  if (chunk_size > 0) floats = std::max(floats, ops.ssd_chunk_scratch(c.headdim, c.d_state, chunk_size));
   return floats;
+}
+
+void project(const Pass& p, const float* x, int64_t ld_x, const Matrix& weight, const FloatBuffer& bias, float* out,
+             const Share& share) {
+  p.ops.linear({.x = x,
+                .ld_x = ld_x,
+                .weight = weight.data,
+                .weight_dtype = weight.dtype,
+                .ld_weight = weight.columns,
+                .bias = bias.data(),
+                .tokens = p.block.tokens,
+                .in = weight.columns,
+                .out_dim = weight.rows,
+                .out = out,
+                .ld_out = weight.rows},
+               share);
 }
 
 void forward(const Pass& p, const Share& share) {

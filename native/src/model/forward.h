@@ -60,6 +60,10 @@ constexpr int64_t kSsdStepTokens = 4;
 
 void forward(const Pass& pass, const Share& share);
 
+// out [T, weight rows] = x weight^T + bias, for all tokens of the block.
+void project(const Pass& pass, const float* x, int64_t ld_x, const Matrix& weight, const FloatBuffer& bias, float* out,
+             const Share& share);
+
 // One mixer each: act.h -> act.mix, states of the segments moved on.
 void mamba1_mixer(const Pass& pass, int64_t layer, const Share& share);
 void mamba2_mixer(const Pass& pass, int64_t layer, const Share& share);

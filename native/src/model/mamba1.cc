@@ -16,18 +16,7 @@ void mamba1_mixer(const Pass& p, int64_t layer, const Share& share) {
   float* B = act.dbc + R;         // [T, N]
   float* C = act.dbc + R + N;     // [T, N]
 
-  p.ops.linear({.x = act.h,
-                .ld_x = c.d_model,
-                .weight = w.in_proj.data,
-                .weight_dtype = w.in_proj.dtype,
-                .ld_weight = c.d_model,
-                .bias = w.in_proj_bias.data(),
-                .tokens = tokens,
-                .in = c.d_model,
-                .out_dim = xz_ld,
-                .out = act.proj,
-                .ld_out = xz_ld},
-               share);
+  project(p, act.h, c.d_model, w.in_proj, w.in_proj_bias, act.proj, share);
   p.turn.barrier();
 
   for (int64_t i = 0; i < p.block.n_segments; ++i) {
@@ -47,18 +36,7 @@ void mamba1_mixer(const Pass& p, int64_t layer, const Share& share) {
   }
   p.turn.barrier();
 
-  p.ops.linear({.x = act.conv,
-                .ld_x = E,
-                .weight = w.x_proj.data,
-                .weight_dtype = w.x_proj.dtype,
-                .ld_weight = E,
-                .bias = nullptr,
-                .tokens = tokens,
-                .in = E,
-                .out_dim = dbc_ld,
-                .out = act.dbc,
-                .ld_out = dbc_ld},
-               share);
+  project(p, act.conv, E, w.x_proj, {}, act.dbc, share);
   p.turn.barrier();
 
   if (c.family == M4J_FALCON_MAMBA) {
@@ -85,18 +63,7 @@ void mamba1_mixer(const Pass& p, int64_t layer, const Share& share) {
   }
 
   // dt_bias and softplus are the scan's.
-  p.ops.linear({.x = dt,
-                .ld_x = dbc_ld,
-                .weight = w.dt_proj.data,
-                .weight_dtype = w.dt_proj.dtype,
-                .ld_weight = R,
-                .bias = nullptr,
-                .tokens = tokens,
-                .in = R,
-                .out_dim = E,
-                .out = act.delta,
-                .ld_out = E},
-               share);
+  project(p, dt, dbc_ld, w.dt_proj, {}, act.delta, share);
   p.turn.barrier();
 
   for (int64_t i = 0; i < p.block.n_segments; ++i) {
@@ -125,18 +92,7 @@ void mamba1_mixer(const Pass& p, int64_t layer, const Share& share) {
   }
   p.turn.barrier();
 
-  p.ops.linear({.x = act.conv,
-                .ld_x = E,
-                .weight = w.out_proj.data,
-                .weight_dtype = w.out_proj.dtype,
-                .ld_weight = E,
-                .bias = w.out_proj_bias.data(),
-                .tokens = tokens,
-                .in = E,
-                .out_dim = c.d_model,
-                .out = act.mix,
-                .ld_out = c.d_model},
-               share);
+  project(p, act.conv, E, w.out_proj, w.out_proj_bias, act.mix, share);
 }
 
 }  // namespace m4j

@@ -14,18 +14,7 @@ void mamba2_mixer(const Pass& p, int64_t layer, const Share& share) {
   const float* xbc = act.proj + E;             // [T, E + 2GN]
   const float* dt = act.proj + 2 * E + 2 * GN;  // [T, H]
 
-  p.ops.linear({.x = act.h,
-                .ld_x = c.d_model,
-                .weight = w.in_proj.data,
-                .weight_dtype = w.in_proj.dtype,
-                .ld_weight = c.d_model,
-                .bias = w.in_proj_bias.data(),
-                .tokens = tokens,
-                .in = c.d_model,
-                .out_dim = proj_ld,
-                .out = act.proj,
-                .ld_out = proj_ld},
-               share);
+  project(p, act.h, c.d_model, w.in_proj, w.in_proj_bias, act.proj, share);
   p.turn.barrier();
 
   for (int64_t i = 0; i < p.block.n_segments; ++i) {
@@ -94,18 +83,7 @@ void mamba2_mixer(const Pass& p, int64_t layer, const Share& share) {
                  share);
   p.turn.barrier();
 
-  p.ops.linear({.x = act.y,
-                .ld_x = E,
-                .weight = w.out_proj.data,
-                .weight_dtype = w.out_proj.dtype,
-                .ld_weight = E,
-                .bias = w.out_proj_bias.data(),
-                .tokens = tokens,
-                .in = E,
-                .out_dim = c.d_model,
-                .out = act.mix,
-                .ld_out = c.d_model},
-               share);
+  project(p, act.y, E, w.out_proj, w.out_proj_bias, act.mix, share);
 }
 
 }  // namespace m4j

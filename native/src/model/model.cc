@@ -16,7 +16,7 @@ int64_t element_count(const m4j_tensor& t) {
   return count;
 }
 
-Matrix borrow(const m4j_tensor& t) { return Matrix{t.data, dtype_of(t)}; }
+Matrix borrow(const m4j_tensor& t) { return Matrix{t.data, dtype_of(t), t.shape[0], t.shape[1]}; }
 
 // Empty if t is absent.
 FloatBuffer copy(const m4j_tensor& t) {

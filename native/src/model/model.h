@@ -29,6 +29,7 @@ struct Config : m4j_model_config {
 struct Matrix {
   const void* data = nullptr;
   DType dtype = DType::kF32;
+  int64_t rows = 0, columns = 0;
 };
 
 // Matrices are borrowed in their dtype, the rest is copied as float32. Absent tensors are null.
