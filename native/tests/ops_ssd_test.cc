@@ -218,6 +218,20 @@ TEST_P(Ssd, ExtremeDecays) {
   }
 }
 
+// Over the longest chunk the decays' exponents add up to thousands, of which neighbours differ by about one: sums in
+// float32 would lose the digits that matter.
+TEST_P(Ssd, LongestChunkKeepsDecaysAccurate) {
+  Problem problem = Problem::random(random, 4100, 1, 3, 5, 1, 4096, {.D = false, .dt_bias = false, .softplus = false});
+  problem.dt = random.uniform(4100, 0.5f, 1.5f);
+  problem.A = {-1};
+  const Problem::Exact exact = problem.exact();
+  for (Form form : kForms) {
+    const Outputs outputs = problem.run(plain_runner(), form);
+    expect_close(outputs.out, exact.out, 3e-6);
+    expect_close(outputs.state, exact.state, 3e-6);
+  }
+}
+
 TEST_P(Ssd, SoftplusFarFromZero) {
   for (float near : {-60.0f, -21.0f, 18.0f, 21.0f, 90.0f, 1e4f}) {
     SCOPED_TRACE("softplus near " + std::to_string(near));
