@@ -39,7 +39,8 @@ public final class Engine implements AutoCloseable {
   /**
    * Starts an engine.
    *
-   * @throws IllegalArgumentException if there is no such instruction set or the number of threads is out of range
+   * @throws IllegalArgumentException if the number of threads is out of range
+   * @throws UnsupportedOperationException if the instruction set is not offered by this build or processor
    * @throws MambaException if the native library cannot be loaded or gets no memory or threads
    */
   public static Engine create(EngineOptions options) {

@@ -1,0 +1,69 @@
+package org.mamba4j;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+
+import com.sun.management.ThreadMXBean;
+import java.io.IOException;
+import java.lang.management.ManagementFactory;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.Timeout;
+
+/** A decode step allocates nothing on the Java heap. */
+@Timeout(120)
+class DecodeAllocationTest {
+  private static final ThreadMXBean THREADS = (ThreadMXBean) ManagementFactory.getThreadMXBean();
+  private static final int ROUNDS = 40;
+  private static final int STEPS = 500;
+
+  @Test
+  void aSessionsStepAllocatesNothing() throws IOException {
+    try (Model model = Model.load(TestData.golden("mamba1-tied"), ModelOptions.defaults().withThreads(1));
+        Session session = model.newSession()) {
+      assertEquals(
+          0,
+          leastBytes(
+              token -> {
+                session.advance(token);
+                return session.logits();
+              }));
+    }
+  }
+
+  @Test
+  void aBatchsStepAllocatesNothing() throws IOException {
+    try (Model model = Model.load(TestData.golden("mamba2-g1"), ModelOptions.defaults().withThreads(1));
+        Session a = model.newSession();
+        Session b = model.newSession();
+        Batch batch = model.newBatch(2)) {
+      assertEquals(
+          0,
+          leastBytes(
+              token -> {
+                batch.clear();
+                batch.add(a, token);
+                batch.add(b, 1);
+                batch.advance();
+                return batch.logits(1);
+              }));
+    }
+  }
+
+  private interface Step {
+    Tensor run(int token);
+  }
+
+  /** Bytes that {@link #STEPS} steps allocate once the compiler is done with them: the least over all rounds. */
+  private static long leastBytes(Step step) {
+    long least = Long.MAX_VALUE;
+    float sum = 0;
+    for (int round = 0; round < ROUNDS && least > 0; round++) {
+      long before = THREADS.getCurrentThreadAllocatedBytes();
+      for (int i = 0; i < STEPS; i++) {
+        sum += step.run(i % 256).getFloat(3L);
+      }
+      least = Math.min(least, THREADS.getCurrentThreadAllocatedBytes() - before);
+    }
+    assertEquals(sum, sum, "logits are numbers");
+    return least;
+  }
+}
