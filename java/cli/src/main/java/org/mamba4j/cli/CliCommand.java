@@ -11,6 +11,8 @@ import picocli.CommandLine.Spec;
     mixinStandardHelpOptions = true,
     showDefaultValues = true,
     sortOptions = false,
+    sortSynopsis = false,
+    usageHelpWidth = 120,
     descriptionHeading = "%n",
     parameterListHeading = "%n",
     optionListHeading = "%n",

@@ -18,9 +18,14 @@ final class Errors {
           case NotDirectoryException file -> file.getMessage() + " is not a folder";
           case FileNotFoundException missing -> "cannot open " + missing.getMessage();
           case OutOfMemoryError memory -> "out of memory: " + memory.getMessage();
-          case NullPointerException bug -> "internal error: " + bug + " (--verbose shows where)";
+          case NullPointerException bug -> internal(bug);
+          case Error bug -> internal(bug);
           default -> e.getMessage() == null ? e.toString() : e.getMessage();
         };
     return line.strip().replaceAll("\\s*\\R\\s*", " ");
+  }
+
+  private static String internal(Throwable bug) {
+    return "internal error: " + bug + " (--verbose shows where)";
   }
 }

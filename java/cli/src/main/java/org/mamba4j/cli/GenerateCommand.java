@@ -92,7 +92,7 @@ final class GenerateCommand extends CliCommand {
       names = "--stop",
       paramLabel = "TEXT",
       description = "End before this text; may be given several times.")
-  List<String> stop = List.of();
+  List<String> stop;
 
   @Option(names = "--json", description = "Print one JSON object at the end.", defaultValue = "false")
   boolean json;
@@ -124,7 +124,7 @@ final class GenerateCommand extends CliCommand {
     try {
       return GenerationOptions.defaults()
           .withMaxNewTokens(maxNewTokens)
-          .withStopStrings(stop.toArray(String[]::new))
+          .withStopStrings(stop == null ? new String[0] : stop.toArray(String[]::new))
           .withSampling(
               SamplingOptions.greedy()
                   .withTemperature(temperature)

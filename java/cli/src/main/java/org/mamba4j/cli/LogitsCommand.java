@@ -44,9 +44,9 @@ final class LogitsCommand extends CliCommand {
       names = "--ids",
       required = true,
       paramLabel = "IDS",
-      converter = TokenIds.Sequences.class,
+      converter = TokenIds.Sequences.Converter.class,
       description = "Token ids: commas between those of a sequence, semicolons between sequences.")
-  int[][] sequences;
+  TokenIds.Sequences ids;
 
   @Option(names = "--out", required = true, paramLabel = "FILE", description = "Safetensors file to write.")
   Path out;
@@ -54,17 +54,17 @@ final class LogitsCommand extends CliCommand {
   @Option(
       names = "--split",
       paramLabel = "SIZES",
-      converter = TokenIds.Sequence.class,
+      converter = TokenIds.Converter.class,
       description =
           "Feed each sequence in several calls: 2,1 feeds two tokens, then one, then the rest. A sequence that ends"
               + " earlier leaves the batch. Whatever the split, the result is the same.")
-  int[] split = {};
+  TokenIds split = new TokenIds();
 
   @Mixin DeviceOptions device;
 
   @Override
   public Integer call() throws IOException {
-    for (int size : split) {
+    for (int size : split.values()) {
       if (size < 1) {
         throw new ParameterException(spec.commandLine(), "--split: sizes must be positive, found " + size);
       }
@@ -75,9 +75,9 @@ final class LogitsCommand extends CliCommand {
       List<Session> sessions = new ArrayList<>();
       List<Tensor> logits = new ArrayList<>(); // [length, vocabulary] each
       try {
-        for (int[] ids : sequences) {
+        for (int[] sequence : ids.values()) {
           sessions.add(loaded.newSession());
-          logits.add(Tensor.allocate(arena, DType.F32, ids.length, loaded.config().vocabSize()));
+          logits.add(Tensor.allocate(arena, DType.F32, sequence.length, loaded.config().vocabSize()));
         }
         advance(loaded, sessions, logits);
         write(sessions, logits);
@@ -89,11 +89,13 @@ final class LogitsCommand extends CliCommand {
   }
 
   private void advance(Model loaded, List<Session> sessions, List<Tensor> logits) {
-    int longest = Arrays.stream(sequences).mapToInt(ids -> ids.length).max().orElseThrow();
+    int[][] sequences = ids.values();
+    int[] sizes = split.values();
+    int longest = Arrays.stream(sequences).mapToInt(sequence -> sequence.length).max().orElseThrow();
     try (Batch batch = loaded.newBatch(sequences.length)) {
       int from = 0;
       for (int call = 0; from < longest; call++) {
-        int to = call < split.length ? (int) Math.min(longest, (long) from + split[call]) : longest;
+        int to = call < sizes.length ? (int) Math.min(longest, (long) from + sizes[call]) : longest;
         List<Tensor> targets = new ArrayList<>();
         batch.clear();
         for (int i = 0; i < sequences.length; i++) {

@@ -66,7 +66,6 @@ public final class Main extends CliCommand {
     CommandLine line = new CommandLine(main);
     line.setOut(out).setErr(err);
     line.setCaseInsensitiveEnumValuesAllowed(true);
-    line.setUsageHelpAutoWidth(true);
     line.setParameterExceptionHandler(
         (e, arguments) -> {
           String command = e.getCommandLine().getCommandSpec().qualifiedName(" ");
@@ -77,7 +76,7 @@ public final class Main extends CliCommand {
     line.setExecutionExceptionHandler((e, at, arguments) -> report(e, err, main.verbose));
     try {
       return line.execute(args);
-    } catch (OutOfMemoryError e) {
+    } catch (Error e) {
       return report(e, err, main.verbose);
     } finally {
       out.flush();

@@ -53,8 +53,7 @@ final class ModelOption {
       return Hub.fromEnvironment().download(model, "main", progress());
     } catch (IOException e) {
       throw new IOException(
-          "there is no folder %s, and no model of that name could be downloaded: %s".formatted(model, Errors.describe(e)),
-          e);
+          "there is no folder %s, and no model of that name to download: %s".formatted(model, Errors.describe(e)), e);
     }
   }
 

@@ -25,13 +25,13 @@ final class Prompt {
   @Option(
       names = "--ids",
       paramLabel = "IDS",
-      converter = TokenIds.Sequence.class,
+      converter = TokenIds.Converter.class,
       description = "Token ids, separated by commas; fed as they are.")
-  private int[] ids;
+  private TokenIds ids;
 
   /** Token ids, or null if this is a text. */
   int[] ids() {
-    return ids;
+    return ids == null ? null : ids.values();
   }
 
   /** The text; only if there are no ids. */

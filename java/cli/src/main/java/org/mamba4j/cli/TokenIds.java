@@ -4,35 +4,43 @@ import java.util.Arrays;
 import picocli.CommandLine.ITypeConverter;
 import picocli.CommandLine.TypeConversionException;
 
-/** Token ids as they are written on a command line: {@code 1,2,3} for a sequence, {@code 1,2,3;4,5} for several. */
-final class TokenIds {
-  private TokenIds() {}
+/**
+ * Whole numbers as they are written on a command line: {@code 1,2,3}.
+ *
+ * @param values at least one
+ */
+record TokenIds(int... values) {
 
-  static int[] parse(String text) {
+  static TokenIds parse(String text) {
     String[] words = text.split(",", -1);
-    int[] ids = new int[words.length];
+    int[] values = new int[words.length];
     for (int i = 0; i < words.length; i++) {
       try {
-        ids[i] = Integer.parseInt(words[i].strip());
+        values[i] = Integer.parseInt(words[i].strip());
       } catch (NumberFormatException e) {
         throw new TypeConversionException(
-            "expected numbers separated by commas, such as 1,2,3; found '" + words[i].strip() + "' in '" + text + "'");
+            "expected whole numbers separated by commas, such as 1,2,3; found '%s' in '%s'".formatted(words[i], text));
       }
     }
-    return ids;
+    return new TokenIds(values);
   }
 
-  static final class Sequence implements ITypeConverter<int[]> {
+  static final class Converter implements ITypeConverter<TokenIds> {
     @Override
-    public int[] convert(String text) {
+    public TokenIds convert(String text) {
       return parse(text);
     }
   }
 
-  static final class Sequences implements ITypeConverter<int[][]> {
-    @Override
-    public int[][] convert(String text) {
-      return Arrays.stream(text.split(";", -1)).map(TokenIds::parse).toArray(int[][]::new);
+  /** Several sequences: {@code 1,2,3;4,5}. */
+  record Sequences(int[]... values) {
+
+    static final class Converter implements ITypeConverter<Sequences> {
+      @Override
+      public Sequences convert(String text) {
+        return new Sequences(
+            Arrays.stream(text.split(";", -1)).map(sequence -> parse(sequence).values()).toArray(int[][]::new));
+      }
     }
   }
 }
