@@ -48,7 +48,7 @@ m4j_engine* create_engine(const m4j_engine_options* options) {
          target_names());
   }
   const auto engine = make_counted<Engine>(threads == 0 ? default_thread_count() : threads, *ops, log);
-  engine->log(M4J_LOG_INFO, "engine with %d threads on %s", engine->threads(), ops->name);
+  engine->log(M4J_LOG_DEBUG, "engine with %d threads on %s", engine->threads(), ops->name);
   return new_handle<m4j_engine>(engine);
 }
 

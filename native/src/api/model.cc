@@ -157,7 +157,7 @@ m4j_model* create_model(m4j_engine* engine, const m4j_model_config* config, cons
   check_config(require_args(config, "config"));
   check_weights(Config{*config}, require_args(weights, "weights"));
   const auto model = make_counted<Model>(engine->impl, *config, *weights);
-  engine->impl->log(M4J_LOG_INFO, "model of %lld layers, d_model %lld, fingerprint %016llx",
+  engine->impl->log(M4J_LOG_DEBUG, "model of %lld layers, d_model %lld, fingerprint %016llx",
                     static_cast<long long>(config->n_layer), static_cast<long long>(config->d_model),
                     static_cast<unsigned long long>(model->fingerprint));
   return new_handle<m4j_model>(std::shared_ptr<const Model>(model));
