@@ -48,7 +48,8 @@ public final class Checkpoint implements AutoCloseable {
   private final List<LayerWeights> layers;
   private final AtomicBoolean closed = new AtomicBoolean();
 
-  private Checkpoint(TensorIndex index, Arena arena, byte[] configJson, ConfigFile stated) throws IOException {
+  /** Checks all and takes over index and arena. */
+  Checkpoint(TensorIndex index, Arena arena, byte[] configJson, ConfigFile stated) throws IOException {
     this.index = index;
     this.arena = arena;
     this.sourceConfig = stated.original() ? null : new String(configJson, StandardCharsets.UTF_8);

@@ -97,17 +97,23 @@ final class Dimensions {
 
   /** The conv channels beyond d_inner are 2 * n_groups * d_state: one of the two must be stated to know the other. */
   private long groups(long channels, long nHeads) throws CheckpointException {
+    if (channels <= 0 || channels % 2 != 0) {
+      throw wrong(
+          WeightNames.CONV, "d_inner + 2 * n_groups * d_state channels", channels + " channels beyond d_inner");
+    }
     long dState = config.dState().value();
-    long groups =
-        config.nGroups().isPresent()
-            ? config.nGroups().value()
-            : dState > 0 && channels % 2 == 0 && channels / 2 % dState == 0 ? channels / 2 / dState : config.defaultGroups();
+    long groups = config.defaultGroups();
+    if (config.nGroups().isPresent()) {
+      groups = config.nGroups().value();
+    } else if (dState > 0 && channels / 2 % dState == 0) {
+      groups = channels / 2 / dState;
+    }
     if (nHeads % groups != 0) {
       throw in(
           config.file(),
           "%s %d must divide the number of heads, %d".formatted(config.nGroups().key(), groups, nHeads));
     }
-    if (channels <= 0 || channels % 2 != 0 || channels / 2 % groups != 0) {
+    if (channels / 2 % groups != 0) {
       throw wrong(
           WeightNames.CONV,
           "d_inner + 2 * n_groups * d_state channels with n_groups " + groups,

@@ -23,7 +23,8 @@ final class TensorIndex implements AutoCloseable {
   private final List<TensorFile> files;
   private final Map<String, Place> places = new LinkedHashMap<>();
 
-  private TensorIndex(Path source, List<TensorFile> files) throws CheckpointException {
+  /** Takes over the files, which {@code source} stands for. */
+  TensorIndex(Path source, List<TensorFile> files) throws CheckpointException {
     this.source = source;
     this.files = files;
     for (TensorFile file : files) {
