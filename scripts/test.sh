@@ -43,6 +43,7 @@ step "Native" native_tests release native
 step "Native, address and undefined behaviour sanitizers" native_tests asan native-asan
 if $tsan; then step "Native, thread sanitizer" native_tests tsan native-tsan; fi
 step "Build of the command" ensure_built
+step "Command" "$ROOT/tests/scripts/launcher-test.sh"
 step "Java" maven verify
 if [[ ${CI:-} == true ]]; then step "Fuzzers" "$ROOT/scripts/fuzz.sh"; fi
 

@@ -101,7 +101,9 @@ class LeakTest {
   void wrongEngines() throws IOException {
     for (int i = 0; i < ROUNDS; i++) {
       ModelOptions unknown = ModelOptions.defaults().withSimdTarget("abacus");
-      assertThrows(IllegalArgumentException.class, () -> Model.load(Goldens.folder("mamba1-tied"), unknown));
+      RuntimeException e =
+          assertThrows(RuntimeException.class, () -> Model.load(Goldens.folder("mamba1-tied"), unknown));
+      assertTrue(e.getMessage().contains("abacus"), e.getMessage());
     }
     assertNothingLeft();
   }
@@ -119,7 +121,8 @@ class LeakTest {
         assertThrows(
             IllegalArgumentException.class, () -> Ops.selectiveScan(engine, SelectiveScanArgs.of(u, u, a, b, tooLong)));
         assertThrows(
-            IllegalArgumentException.class, () -> Ops.selectiveScan(engine, SelectiveScanArgs.of(half, u, a, b, b)));
+            UnsupportedOperationException.class,
+            () -> Ops.selectiveScan(engine, SelectiveScanArgs.of(half, u, a, b, b)));
       }
       assertEquals(12, Ops.selectiveScan(engine, SelectiveScanArgs.of(u, u, a, b, b)).size());
     }
