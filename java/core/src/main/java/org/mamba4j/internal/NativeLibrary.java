@@ -35,22 +35,6 @@ public final class NativeLibrary {
   public static final String PROPERTY = "mamba4j.library";
   public static final String VARIABLE = "MAMBA4J_LIBRARY";
 
-  /** Sizes of all structs as the bindings have them. */
-  static final Map<String, Long> STRUCT_SIZES =
-      Map.ofEntries(
-          Map.entry("m4j_error", m4j_error.sizeof()),
-          Map.entry("m4j_tensor", m4j_tensor.sizeof()),
-          Map.entry("m4j_engine_options", m4j_engine_options.sizeof()),
-          Map.entry("m4j_model_config", m4j_model_config.sizeof()),
-          Map.entry("m4j_layer_weights", m4j_layer_weights.sizeof()),
-          Map.entry("m4j_model_weights", m4j_model_weights.sizeof()),
-          Map.entry("m4j_advance_args", m4j_advance_args.sizeof()),
-          Map.entry("m4j_selective_scan_args", m4j_selective_scan_args.sizeof()),
-          Map.entry("m4j_ssd_args", m4j_ssd_args.sizeof()),
-          Map.entry("m4j_causal_conv1d_args", m4j_causal_conv1d_args.sizeof()),
-          Map.entry("m4j_rms_norm_args", m4j_rms_norm_args.sizeof()),
-          Map.entry("m4j_linear_args", m4j_linear_args.sizeof()));
-
   private static final String FILE_NAME = "libmamba4j.so";
 
   private static volatile boolean ready;
@@ -89,7 +73,7 @@ public final class NativeLibrary {
       source = loadPacked(System.getProperty("os.name"), System.getProperty("os.arch"));
     }
     try {
-      checkVersion(source);
+      checkVersion(source, version(source));
       checkStructSizes(source, mamba4j_h.m4j_abi_layout().getString(0));
     } catch (MambaException e) {
       refusal = e.getMessage();
@@ -169,16 +153,18 @@ public final class NativeLibrary {
         e);
   }
 
-  private static void checkVersion(String source) {
-    int version;
+  private static int version(String source) {
     try {
-      version = mamba4j_h.m4j_abi_version();
+      return mamba4j_h.m4j_abi_version();
     } catch (LinkageError e) {
       if (e.getCause() instanceof IllegalCallerException denied) {
         throw accessDenied(denied);
       }
       throw new MambaException(source + " is not a mamba4j library: it has no function m4j_abi_version", e);
     }
+  }
+
+  static void checkVersion(String source, int version) {
     if (version != mamba4j_h.M4J_ABI_VERSION()) {
       throw new MambaException(
           "%s has ABI version %d, these classes need %d; use a library and jars of the same release"
@@ -194,10 +180,29 @@ public final class NativeLibrary {
         .map(line -> line.split(" "))
         .filter(words -> words.length == 3 && words[0].equals("struct"))
         .forEach(words -> found.put(words[1], Long.valueOf(words[2])));
-    if (!found.equals(STRUCT_SIZES)) {
+    Map<String, Long> expected = structSizes();
+    if (!found.equals(expected)) {
       throw new MambaException(
           "%s has other structs than these classes; use a library and jars of the same release. Expected %s, found %s"
-              .formatted(source, new TreeMap<>(STRUCT_SIZES), found));
+              .formatted(source, expected, found));
     }
+  }
+
+  /** Sizes of all structs as the bindings have them. */
+  static Map<String, Long> structSizes() {
+    return new TreeMap<>(
+        Map.ofEntries(
+            Map.entry("m4j_error", m4j_error.sizeof()),
+            Map.entry("m4j_tensor", m4j_tensor.sizeof()),
+            Map.entry("m4j_engine_options", m4j_engine_options.sizeof()),
+            Map.entry("m4j_model_config", m4j_model_config.sizeof()),
+            Map.entry("m4j_layer_weights", m4j_layer_weights.sizeof()),
+            Map.entry("m4j_model_weights", m4j_model_weights.sizeof()),
+            Map.entry("m4j_advance_args", m4j_advance_args.sizeof()),
+            Map.entry("m4j_selective_scan_args", m4j_selective_scan_args.sizeof()),
+            Map.entry("m4j_ssd_args", m4j_ssd_args.sizeof()),
+            Map.entry("m4j_causal_conv1d_args", m4j_causal_conv1d_args.sizeof()),
+            Map.entry("m4j_rms_norm_args", m4j_rms_norm_args.sizeof()),
+            Map.entry("m4j_linear_args", m4j_linear_args.sizeof())));
   }
 }
