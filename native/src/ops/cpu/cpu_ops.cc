@@ -1,0 +1,78 @@
+#include "ops/cpu/cpu_ops.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/cpu/cpu_ops.cc"
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace m4j {
+namespace HWY_NAMESPACE {
+
+void Embedding(const EmbeddingArgs&, const Share&);
+void RmsNorm(const RmsNormArgs&, const Share&);
+void Linear(const LinearArgs&, const Share&);
+void Conv1d(const Conv1dArgs&, const Share&);
+void SelectiveScan(const SelectiveScanArgs&, const Share&);
+void SsdStep(const SsdArgs&, const Share&);
+void SsdChunk(const SsdArgs&, const Share&);
+void Softmax(const SoftmaxArgs&, const Share&);
+void LogSoftmax(const SoftmaxArgs&, const Share&);
+int64_t SsdChunkScratch(int64_t headdim, int64_t d_state, int64_t chunk_size);
+int64_t LinearScratch(int64_t in, DType weight_dtype);
+
+namespace {
+
+constexpr const char* kName =
+#if HWY_TARGET == HWY_AVX3
+    "avx3";
+#elif HWY_TARGET == HWY_AVX2
+    "avx2";
+#elif HWY_TARGET == HWY_SSE4
+    "sse4";
+#else
+    "neon";
+#endif
+
+constexpr Ops kOps = {kName,   Embedding, RmsNorm, Linear,     Conv1d,          SelectiveScan,
+                      SsdStep, SsdChunk,  Softmax, LogSoftmax, SsdChunkScratch, LinearScratch};
+
+}  // namespace
+
+const Ops& TargetOps() { return kOps; }
+
+}  // namespace HWY_NAMESPACE
+}  // namespace m4j
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace m4j {
+
+#if (HWY_TARGETS & ~(HWY_AVX3 | HWY_AVX2 | HWY_SSE4)) && HWY_ARCH_X86
+#error "Highway is set to a target that the detection below does not know."
+#endif
+
+int cpu_ops(const Ops** list) {
+  int count = 0;
+#if HWY_ARCH_X86
+  // Everything that the compiler may use in a target, so a target needs all of the ones below it too.
+  __builtin_cpu_init();
+  const bool sse4 = __builtin_cpu_supports("ssse3") && __builtin_cpu_supports("sse4.1") &&
+                    __builtin_cpu_supports("sse4.2");
+  const bool avx2 = sse4 && __builtin_cpu_supports("avx") && __builtin_cpu_supports("avx2") &&
+                    __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+                    __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c");
+  const bool avx3 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                    __builtin_cpu_supports("avx512vl");
+  if (avx3) list[count++] = &N_AVX3::TargetOps();
+  if (avx2) list[count++] = &N_AVX2::TargetOps();
+  if (sse4) list[count++] = &N_SSE4::TargetOps();
+#else  // the one target is the processor's base
+  list[count++] = &HWY_NAMESPACE::TargetOps();
+#endif
+  return count;
+}
+
+}  // namespace m4j
+#endif  // HWY_ONCE
