@@ -2,7 +2,10 @@ package org.mamba4j.text;
 
 import java.util.List;
 
-/** Cuts a text that arrives in pieces before the first stop string, holding back what may be the beginning of one. */
+/**
+ * Cuts a text that arrives in pieces before the stop string that is complete first (the longest of those that end there),
+ * however the text is split, and holds back what may be the beginning of one.
+ */
 final class StopStrings {
   private final List<String> stops;
   private final StringBuilder held = new StringBuilder();
@@ -22,14 +25,19 @@ final class StopStrings {
       return found ? "" : piece;
     }
     held.append(piece);
-    int first = -1;
+    int start = 0;
+    int end = Integer.MAX_VALUE;
     for (String stop : stops) {
       int at = held.indexOf(stop);
-      first = at >= 0 && (first < 0 || at < first) ? at : first;
+      int stopEnd = at + stop.length();
+      if (at >= 0 && (stopEnd < end || stopEnd == end && at < start)) {
+        start = at;
+        end = stopEnd;
+      }
     }
-    if (first >= 0) {
+    if (end < Integer.MAX_VALUE) {
       found = true;
-      return release(first);
+      return release(start);
     }
     int safe = held.length();
     for (String stop : stops) {

@@ -6,6 +6,7 @@ import com.fasterxml.jackson.core.JsonProcessingException;
 import com.fasterxml.jackson.core.JsonToken;
 import com.fasterxml.jackson.core.StreamReadConstraints;
 import com.fasterxml.jackson.core.json.JsonReadFeature;
+import com.fasterxml.jackson.jr.ob.JSON;
 import java.io.IOException;
 import java.io.InputStream;
 import java.nio.file.Files;
@@ -29,9 +30,10 @@ record TokenizerFiles(int vocabSize, BitSet special, Set<Integer> endTokens) {
   private static final String TOKENIZER_CONFIG = "tokenizer_config.json";
   private static final String GENERATION_CONFIG = "generation_config.json";
 
+  private static final Set<String> COMPONENTS = Set.of("normalizer", "pre_tokenizer", "post_processor", "decoder");
   private static final long MAX_BYTES = 256L << 20;
   private static final int MAX_ID = 1 << 26;
-  private static final JsonFactory JSON = JsonFactory.builder()
+  private static final JsonFactory FACTORY = JsonFactory.builder()
       .enable(JsonReadFeature.ALLOW_NON_NUMERIC_NUMBERS)
       .streamReadConstraints(StreamReadConstraints.builder().maxNestingDepth(200).build())
       .build();
@@ -89,13 +91,14 @@ record TokenizerFiles(int vocabSize, BitSet special, Set<Integer> endTokens) {
     if (bytes > MAX_BYTES) {
       throw new IOException(file + " has " + bytes + " bytes, expected at most " + MAX_BYTES);
     }
-    try (InputStream in = Files.newInputStream(file); JsonParser parser = JSON.createParser(in)) {
+    try (InputStream in = Files.newInputStream(file); JsonParser parser = FACTORY.createParser(in)) {
       if (parser.nextToken() != JsonToken.START_OBJECT) {
         throw new IOException(file + ": expected a JSON object");
       }
       eachField(parser, reader);
     } catch (JsonProcessingException e) {
-      throw new IOException(file + " is not valid JSON: " + e.getOriginalMessage() + " at " + e.getLocation().offsetDescription(), e);
+      String where = e.getLocation() == null ? "" : " at " + e.getLocation().offsetDescription();
+      throw new IOException(file + " is not valid JSON: " + e.getOriginalMessage() + where, e);
     }
   }
 
@@ -130,6 +133,8 @@ record TokenizerFiles(int vocabSize, BitSet special, Set<Integer> endTokens) {
     final BitSet special = new BitSet();
     final Map<String, Integer> added = new HashMap<>();
     int highestId = -1;
+    private boolean hasMerges;
+    private boolean hasPrefix;
 
     Vocabulary(Path file) {
       this.file = file;
@@ -140,12 +145,20 @@ record TokenizerFiles(int vocabSize, BitSet special, Set<Integer> endTokens) {
         while (parser.nextToken() == JsonToken.START_OBJECT) {
           addedToken(parser);
         }
+      } else if (COMPONENTS.contains(name) && parser.currentToken() != JsonToken.VALUE_NULL) {
+        TokenizerCheck.component(file + ": " + name, JSON.std.anyFrom(parser));
       } else if (name.equals("model") && parser.currentToken() == JsonToken.START_OBJECT) {
         eachField(parser, (field, p) -> {
-          if (field.equals("vocab")) {
-            vocab(p);
+          switch (field) {
+            case "vocab" -> vocab(p);
+            case "merges" -> hasMerges = true;
+            case "continuing_subword_prefix" -> hasPrefix = !p.getValueAsString("").isEmpty();
+            default -> { }
           }
         });
+        if (hasMerges && hasPrefix) { // the library would cut merges at its length, whether they have it or not
+          throw new IOException(file + ": model.continuing_subword_prefix is not supported together with merges");
+        }
       }
     }
 
