@@ -195,7 +195,9 @@ maven() {
       die "Maven cannot be downloaded, and there is no mvn 3.8 or newer on the PATH (sudo apt-get install -y maven)."
     fi
   fi
-  (cd "$ROOT" && "$MAVEN" --batch-mode --no-transfer-progress "$@")
+  # Maven's own libraries would have Java 25 print warnings about memory access.
+  (cd "$ROOT" && MAVEN_OPTS="--sun-misc-unsafe-memory-access=allow ${MAVEN_OPTS:-}" \
+    "$MAVEN" --batch-mode --no-transfer-progress "$@")
 }
 
 # is_stale STAMP PATH...: STAMP is missing or older than a source under the paths, which are relative to the project:
