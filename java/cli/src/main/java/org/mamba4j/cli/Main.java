@@ -21,6 +21,7 @@ import picocli.CommandLine.ScopeType;
       InspectCommand.class,
       ConvertCommand.class,
       LogitsCommand.class,
+      BenchCommand.class,
       OpCommand.class,
       HelpCommand.class
     },
