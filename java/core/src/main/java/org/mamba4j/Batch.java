@@ -13,12 +13,13 @@ import org.mamba4j.internal.Reclaimer;
 import org.mamba4j.internal.Status;
 
 /**
- * Feeds several sessions of one model at once, each its own number of tokens, without padding: the weights are read once
- * for all. The logits are those that each session would have computed alone.
+ * Feeds several sessions of one model at once, each its own number of tokens, without padding: the weights are read
+ * once for all. The logits are those that each session would have computed alone.
  *
  * <p>Use: {@link #add} sessions, {@link #advance}, read {@link #logits(int)}, {@link #clear}, and again. A batch only
- * refers to its sessions; it is as single-threaded as they are, and they may be used alone in between. Either all sessions
- * advance or, if something is thrown, none does. {@link #close} may come from any thread and waits for a running call.
+ * refers to its sessions; it is as single-threaded as they are, and they may be used alone in between. Either all
+ * sessions advance or, if something is thrown, none does. {@link #close} may come from any thread and waits for a
+ * running call.
  */
 public final class Batch implements AutoCloseable {
   private final Model model;
@@ -67,8 +68,8 @@ public final class Batch implements AutoCloseable {
   /**
    * Adds a session with the tokens to feed it, at least one. The session's index is {@link #size()} before the call.
    *
-   * @throws IllegalArgumentException if the session is of another model or in the batch already, or a token is outside of
-   *     the vocabulary
+   * @throws IllegalArgumentException if the session is of another model or in the batch already, or a token is
+   *     outside of the vocabulary
    * @throws IllegalStateException if the batch is full, or has advanced and was not cleared
    */
   public void add(Session session, int... tokens) {
@@ -117,7 +118,8 @@ public final class Batch implements AutoCloseable {
 
   /**
    * Logits of session {@code i}, F32: after {@link #advance} [vocabulary], a view that the next {@code advance}
-   * overwrites and {@link #close} ends; after {@link #advanceAll} [tokens of session i, vocabulary].
+   * overwrites and that ends when the batch is closed or becomes unreachable; after {@link #advanceAll} [tokens of
+   * session i, vocabulary].
    */
   public Tensor logits(int i) {
     handle.gate.checkOpen();

@@ -1,8 +1,8 @@
 package org.mamba4j;
 
 /**
- * Arguments of {@link Ops#causalConv1d}. B batch, L length, C channels, K width. All tensors are F32 and may be strided.
- * Immutable.
+ * Arguments of {@link Ops#causalConv1d}. B batch, L length, C channels, K width. All tensors are F32 and may be
+ * strided. Immutable.
  *
  * @param x [B, L, C]
  * @param weight [C, K]

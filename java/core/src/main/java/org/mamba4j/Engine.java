@@ -15,8 +15,8 @@ import org.mamba4j.internal.Reclaimer;
 import org.mamba4j.internal.Status;
 
 /**
- * A device and its threads. Any number of models and threads may share one; computations take turns on its threads, which
- * sleep in between. What the native library logs goes to the {@link System.Logger} named {@code org.mamba4j}.
+ * A device and its threads. Any number of models and threads may share one; computations take turns on its threads,
+ * which sleep in between. What the native library logs goes to the {@link System.Logger} named {@code org.mamba4j}.
  *
  * <p>Closing waits for running {@link Ops}. Models that use the engine keep working: its threads end with the last of
  * them.

@@ -13,12 +13,12 @@ import org.mamba4j.internal.CallGate;
 import org.mamba4j.internal.Reclaimer;
 
 /**
- * A language model: immutable weights on an {@link Engine}. Any number of threads may use one model at once; each sequence
- * of tokens has a {@link Session} of its own.
+ * A language model: immutable weights on an {@link Engine}. Any number of threads may use one model at once; each
+ * sequence of tokens has a {@link Session} of its own.
  *
- * <p>Closing waits for running calls, the sessions' included, then releases the weights. Afterwards the model and all its
- * sessions and batches throw {@link IllegalStateException}; closing them is still allowed. A model that is never closed is
- * released some time after it and its sessions have become unreachable.
+ * <p>Closing waits for running calls, the sessions' included, then releases the weights. Afterwards the model and all
+ * its sessions and batches throw {@link IllegalStateException}; closing them is still allowed. A model that is never
+ * closed is released some time after it and its sessions have become unreachable.
  */
 public final class Model implements AutoCloseable {
   private final Path folder;
@@ -50,8 +50,8 @@ public final class Model implements AutoCloseable {
   /**
    * Loads the checkpoint in {@code folder}: Hugging Face layout or that of state-spaces.
    *
-   * @throws org.mamba4j.checkpoint.CheckpointException if a file is damaged, contradicts another or is not supported; the
-   *     message names file, tensor, expected and found
+   * @throws org.mamba4j.checkpoint.CheckpointException if a file is damaged, contradicts another or is not supported;
+   *     the message names file, tensor, expected and found
    * @throws IOException if a file cannot be read
    * @throws MambaException if there is not enough memory
    */
@@ -71,7 +71,12 @@ public final class Model implements AutoCloseable {
   public static Model load(String idOrPath, ModelOptions options) throws IOException {
     Path folder = existingFolder(idOrPath);
     if (folder == null) {
-      folder = Hub.fromEnvironment().download(idOrPath, "main", options.progress());
+      Hub hub = Hub.fromEnvironment();
+      try {
+        folder = hub.download(idOrPath, "main", options.progress());
+      } catch (IllegalArgumentException e) {
+        throw new IllegalArgumentException("there is no folder '" + idOrPath + "', and it is " + e.getMessage(), e);
+      }
     }
     return load(folder, options);
   }
@@ -151,7 +156,7 @@ public final class Model implements AutoCloseable {
   private static Path existingFolder(String idOrPath) {
     try {
       Path path = Path.of(idOrPath);
-      return Files.isDirectory(path) ? path : null;
+      return !idOrPath.isEmpty() && Files.isDirectory(path) ? path : null;
     } catch (InvalidPathException e) {
       return null;
     }

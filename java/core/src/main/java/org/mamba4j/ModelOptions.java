@@ -16,8 +16,8 @@ public record ModelOptions(
   /** Where weights live. */
   public enum Weights {
     /**
-     * In the mapped files, read by the operating system when first used and shared between processes. While the model is
-     * open nobody may truncate the files: the operating system ends a process that reads behind their new end.
+     * In the mapped files, read by the operating system when first used and shared between processes. While the model
+     * is open nobody may truncate the files: the operating system ends a process that reads behind their new end.
      */
     MAPPED,
     /** In native memory of the process, read while loading. The files may change afterwards. */

@@ -16,23 +16,24 @@ import org.mamba4j.internal.OpCall;
 import org.mamba4j.internal.OpFunction;
 
 /**
- * The operations that the models are made of, on tensors of the caller. Strided views are taken as they are; nothing is
- * copied. Each returns its output: the one given, or a new F32 tensor in GC-managed memory.
+ * The operations that the models are made of, on tensors of the caller. Strided views are taken as they are; nothing
+ * is copied. Each returns its output: the one given, or a new F32 tensor in GC-managed memory.
  *
  * <p>Tensors must be off-heap (a Java array is refused), aligned to their element and, as outputs, writable and not
- * overlapping an input unless that is said. While a call runs no arena of its tensors can be closed: {@code close} throws
- * then. Memory that Java does not manage, made into a segment by {@code MemorySegment.ofAddress}, is the caller's to keep
- * alive, and a mapped file must not be truncated meanwhile.
+ * overlapping an input unless that is said. While a call runs no arena of its tensors can be closed: {@code close}
+ * throws then. Memory that Java does not manage, made into a segment by {@code MemorySegment.ofAddress}, is the
+ * caller's to keep alive, and a mapped file must not be truncated meanwhile.
  *
  * <p>All throw {@link IllegalArgumentException} naming the tensor, the shape expected and that found, and {@link
- * IllegalStateException} if the engine or a tensor's arena is closed. Any thread may call; calls on one engine take turns.
+ * IllegalStateException} if the engine or a tensor's arena is closed. Any thread may call; calls on one engine take
+ * turns.
  */
 public final class Ops {
   private Ops() {}
 
   /**
-   * Selective scan of Mamba (Gu and Dao 2023, algorithm 2): {@code h_t = exp(delta_t A) h_(t-1) + delta_t B_t u_t}, {@code
-   * out_t = (C_t h_t + D u_t) silu(z_t)}. Returns out [B, E, L].
+   * Selective scan of Mamba (Gu and Dao 2023, algorithm 2): {@code h_t = exp(delta_t A) h_(t-1) + delta_t B_t u_t},
+   * {@code out_t = (C_t h_t + D u_t) silu(z_t)}. Returns out [B, E, L].
    */
   public static Tensor selectiveScan(Engine engine, SelectiveScanArgs args) {
     required("u", args.u());
@@ -60,8 +61,8 @@ public final class Ops {
   }
 
   /**
-   * State space dual form of Mamba-2 in chunks (Dao and Gu 2024, section 6): {@code h_t = exp(dt_t A) h_(t-1) + dt_t x_t
-   * B_t^T}, {@code out_t = h_t C_t + D x_t}. Returns out [B, L, H, P].
+   * State space dual form of Mamba-2 in chunks (Dao and Gu 2024, section 6): {@code h_t = exp(dt_t A) h_(t-1) + dt_t
+   * x_t B_t^T}, {@code out_t = h_t C_t + D x_t}. Returns out [B, L, H, P].
    */
   public static Tensor ssd(Engine engine, SsdArgs args) {
     required("x", args.x());
@@ -135,8 +136,8 @@ public final class Ops {
   }
 
   /**
-   * {@code x weight^T + bias}: x [rows, in], weight [out, in] in F32, F16 or BF16, bias [out] or null, the rows of each
-   * contiguous. Returns [rows, out].
+   * {@code x weight^T + bias}: x [rows, in], weight [out, in] in F32, F16 or BF16, bias [out] or null, the rows of
+   * each contiguous. Returns [rows, out].
    */
   public static Tensor linear(Engine engine, Tensor x, Tensor weight, Tensor bias) {
     checkRank("x", x, 2);

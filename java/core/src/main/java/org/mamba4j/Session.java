@@ -17,8 +17,8 @@ import org.mamba4j.internal.Status;
  * One sequence of tokens: owner of its recurrent state, whose size does not depend on the number of tokens. However a
  * sequence is cut into calls, the logits are the same.
  *
- * <p>One thread at a time: a call while another runs throws {@link IllegalStateException}. {@link #close} may come from
- * any thread and waits for a running call. A call that throws leaves the state as it was, except after a {@link
+ * <p>One thread at a time: a call while another runs throws {@link IllegalStateException}. {@link #close} may come
+ * from any thread and waits for a running call. A call that throws leaves the state as it was, except after a {@link
  * MambaException} that says so: then the session wants a {@link #reset} or {@link #restore} first.
  */
 public final class Session implements AutoCloseable {
@@ -84,8 +84,8 @@ public final class Session implements AutoCloseable {
   }
 
   /**
-   * Feeds one or more tokens and returns the logits after each: [tokens, vocabulary], in memory of its own that lives as
-   * long as it is reachable. {@link #logits} are then those after the last one.
+   * Feeds one or more tokens and returns the logits after each: [tokens, vocabulary], in memory of its own that lives
+   * as long as it is reachable. {@link #logits} are then those after the last one.
    */
   public Tensor advanceAll(int... tokens) {
     enter();
@@ -104,15 +104,15 @@ public final class Session implements AutoCloseable {
 
   /**
    * Logits after the last token fed, F32 [vocabulary], padding included. The same view every time: the next call that
-   * feeds tokens overwrites it, closing the session ends it.
+   * feeds tokens overwrites it, and it ends when the session is closed or becomes unreachable.
    *
-   * @throws IllegalStateException if no token was fed since the beginning, a {@link #reset} or a {@link #restore}, or the
-   *     last ones in a {@link Batch}, which then has the logits
+   * @throws IllegalStateException if no token was fed since the beginning, a {@link #reset} or a {@link #restore}, or
+   *     the last ones in a {@link Batch}, which then has the logits
    */
   public Tensor logits() {
     handle.gate.checkOpen();
     if (!logitsValid) {
-      throw new IllegalStateException("the session has no logits: no token was fed to it alone since its state was set");
+      throw new IllegalStateException("the session has no logits yet: advance it, by itself and not in a batch");
     }
     return logits;
   }
@@ -188,8 +188,8 @@ public final class Session implements AutoCloseable {
   }
 
   /**
-   * A copy of the SSM states, F32 [layers, d_inner, d_state] in Mamba-1, [layers, heads, headdim, d_state] in Mamba-2;
-   * GC-managed memory.
+   * A copy of the SSM states, F32 [layers, d_inner, d_state] in Mamba-1, [layers, heads, headdim, d_state] in
+   * Mamba-2; GC-managed memory.
    */
   public Tensor ssmState() {
     return readState("SSM state", model.config().ssmStateShape(), false);

@@ -1,8 +1,8 @@
 package org.mamba4j;
 
 /**
- * Arguments of {@link Ops#ssd}. B batch, L length, H heads, P headdim, N d_state, G groups. All tensors are F32 and may be
- * strided. Immutable.
+ * Arguments of {@link Ops#ssd}. B batch, L length, H heads, P headdim, N d_state, G groups. All tensors are F32 and
+ * may be strided. Immutable.
  *
  * @param x [B, L, H, P]
  * @param dt [B, L, H]

@@ -140,6 +140,14 @@ class ModelTest {
   }
 
   @Test
+  void whatIsNeitherAFolderNorARepositoryIsRefused() {
+    for (String name : List.of("/no/such/folder", "./absent", "", "a b")) {
+      String message = assertThrows(IllegalArgumentException.class, () -> Model.load(name)).getMessage();
+      assertTrue(message.startsWith("there is no folder '" + name + "', and it is not a model repos"), message);
+    }
+  }
+
+  @Test
   void refusesUseAfterClose() throws IOException {
     Model model = Model.load(TestData.golden("mamba2-g2"));
     Session session = model.newSession();

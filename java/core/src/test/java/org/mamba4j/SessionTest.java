@@ -154,7 +154,9 @@ class SessionTest {
         byte[] copy = bytes.clone();
         copy[damaged] ^= 1;
         assertThrows(
-            IllegalArgumentException.class, () -> session.restore(StateSnapshot.fromByteArray(copy)), "byte " + damaged);
+            IllegalArgumentException.class,
+            () -> session.restore(StateSnapshot.fromByteArray(copy)),
+            "byte " + damaged);
       }
       for (int length : new int[] {0, 47, 48, 49, bytes.length - 4, bytes.length - 1}) {
         assertThrows(

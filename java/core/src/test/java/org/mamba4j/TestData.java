@@ -38,13 +38,13 @@ public final class TestData {
 
   /** The library that the tests run on. */
   public static Path nativeLibrary() throws IOException {
-    for (String named : new String[] {System.getProperty(NativeLibrary.PROPERTY), System.getenv(NativeLibrary.VARIABLE)}) {
-      if (named != null && !named.isEmpty()) {
-        return Path.of(named);
-      }
+    String property = System.getProperty(NativeLibrary.PROPERTY);
+    String named = property == null || property.isEmpty() ? System.getenv(NativeLibrary.VARIABLE) : property;
+    if (named != null && !named.isEmpty()) {
+      return Path.of(named);
     }
-    String name =
-        "/org/mamba4j/native/%s-%s/libmamba4j.so".formatted(System.getProperty("os.name"), System.getProperty("os.arch"));
+    String platform = System.getProperty("os.name") + "-" + System.getProperty("os.arch");
+    String name = "/org/mamba4j/native/" + platform + "/libmamba4j.so";
     try (InputStream packed = Model.class.getResourceAsStream(name)) {
       Path copy = Files.createTempFile("libmamba4j", ".so");
       copy.toFile().deleteOnExit();

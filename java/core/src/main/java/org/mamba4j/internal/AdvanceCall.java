@@ -22,10 +22,10 @@ public final class AdvanceCall {
   private long length; // tokens of all sequences
 
   public AdvanceCall(int maxSequences) {
+    offsets = arena.allocate(JAVA_LONG, maxSequences + 1L); // the largest first: if it fails nothing is left behind
+    slots = arena.allocate(JAVA_LONG, maxSequences);
     args = m4j_advance_args.allocate(arena);
     error = m4j_error.allocate(arena);
-    slots = arena.allocate(JAVA_LONG, maxSequences);
-    offsets = arena.allocate(JAVA_LONG, maxSequences + 1L);
     tokens = tokensArena.allocate(JAVA_INT, 32);
     m4j_advance_args.struct_size(args, m4j_advance_args.sizeof());
     m4j_advance_args.slots(args, slots);

@@ -3,8 +3,8 @@ package org.mamba4j.internal;
 import java.util.concurrent.atomic.AtomicInteger;
 
 /**
- * Guards something native that may be closed by any thread at any time: calls enter and leave, closing waits until the
- * last one has left, and nothing enters afterwards. Entering and leaving allocate nothing.
+ * Guards something native that may be closed by any thread at any time: calls enter and leave, closing waits until
+ * the last one has left, and nothing enters afterwards. Entering and leaving allocate nothing.
  */
 public final class CallGate {
   private static final int CLOSED = Integer.MIN_VALUE;

@@ -65,7 +65,7 @@ public final class NativeLibrary {
     String property = System.getProperty(PROPERTY);
     String variable = System.getenv(VARIABLE);
     String source;
-    if (property != null) {
+    if (property != null && !property.isEmpty()) {
       source = loadNamed("system property " + PROPERTY, property);
     } else if (variable != null && !variable.isEmpty()) {
       source = loadNamed("environment variable " + VARIABLE, variable);
@@ -108,9 +108,9 @@ public final class NativeLibrary {
     try (InputStream packed = NativeLibrary.class.getResourceAsStream(resource)) {
       if (packed == null) {
         throw new MambaException(
-            ("no native library for %s-%s. Tried: system property %s (not set), environment variable %s (not set), %s in"
-                    + " mamba4j-core (absent). Build it with scripts/build-native.sh and name it by -D%s=FILE, or use a"
-                    + " mamba4j-core that was packed for this platform")
+            ("no native library for %s-%s. Tried: system property %s (not set), environment variable %s (not set),"
+                    + " %s in mamba4j-core (absent). Build it with scripts/build-native.sh and name it by -D%s=FILE, or"
+                    + " use a mamba4j-core that was packed for this platform")
                 .formatted(osName, osArch, PROPERTY, VARIABLE, resource, PROPERTY));
       }
       Path folder = Files.createTempDirectory("mamba4j-"); // rwx for the owner alone
@@ -125,9 +125,9 @@ public final class NativeLibrary {
       return "the copy packed in mamba4j-core";
     } catch (IOException e) {
       throw new MambaException(
-          "could not extract the native library to %s: %s. Set -Djava.io.tmpdir to a writable folder, or name an extracted"
+          "could not extract the native library to %s: %s. Set -Djava.io.tmpdir to a writable folder, or name an"
                   .formatted(System.getProperty("java.io.tmpdir"), e)
-              + " library by -D" + PROPERTY + "=FILE",
+              + " extracted library by -D" + PROPERTY + "=FILE",
           e);
     }
   }
@@ -137,8 +137,8 @@ public final class NativeLibrary {
       System.load(file.toString());
     } catch (UnsatisfiedLinkError e) {
       throw new MambaException(
-          ("%s: %s could not be loaded: %s. It must be built for this platform and its C library, and lie on a file system"
-                  + " that permits execution (else set -Djava.io.tmpdir or -D%s)")
+          ("%s: %s could not be loaded: %s. It must be built for this platform and its C library, and lie on a file"
+                  + " system that permits execution (else set -Djava.io.tmpdir or -D%s)")
               .formatted(source, file, e.getMessage(), PROPERTY),
           e);
     } catch (IllegalCallerException e) {

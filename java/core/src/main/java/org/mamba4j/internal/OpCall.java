@@ -13,10 +13,11 @@ import org.mamba4j.ffi.m4j_tensor;
 /**
  * One call of a native operation on tensors of the user.
  *
- * <p>Native code finds the tensors' memory through addresses inside structs. The linker keeps memory alive during a call
- * only if its segment is an argument; otherwise another thread could close a shared arena in the middle. So every
- * tensor's segment is passed as one more argument behind those the function reads. The calling conventions of all
- * platforms with a native library leave stack and argument registers to the caller, so a function never sees them.
+ * <p>Native code finds the tensors' memory through addresses inside structs. The linker keeps memory alive during a
+ * call only if its segment is an argument; otherwise another thread could close a shared arena in the middle. So
+ * every tensor's segment is passed as one more argument behind those the function reads. The calling conventions of
+ * all platforms with a native library leave stack and argument registers to the caller, so a function never sees
+ * them.
  */
 public final class OpCall {
   private final Arena arena;

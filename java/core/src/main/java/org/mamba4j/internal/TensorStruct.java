@@ -16,8 +16,8 @@ public final class TensorStruct {
   private TensorStruct() {}
 
   /**
-   * Fills {@code struct}, an m4j_tensor, with a view on the memory of {@code tensor}. Native code then knows the memory
-   * by its address only: the caller keeps it alive. {@code name} begins the messages.
+   * Fills {@code struct}, an m4j_tensor, with a view on the memory of {@code tensor}. Native code then knows the
+   * memory by its address only: the caller keeps it alive. {@code name} begins the messages.
    */
   public static void write(MemorySegment struct, String name, Tensor tensor) {
     if (!tensor.segment().isNative()) {
