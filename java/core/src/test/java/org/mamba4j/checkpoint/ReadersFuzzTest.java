@@ -10,6 +10,7 @@ import java.nio.ByteOrder;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
+import org.junit.jupiter.api.Timeout;
 import org.mamba4j.Family;
 import org.mamba4j.Tensor;
 import org.mamba4j.checkpoint.WeightNames.Weight;
@@ -18,6 +19,7 @@ import org.mamba4j.checkpoint.WeightNames.Weight;
  * Whatever bytes a reader gets, it ends with a value that can be used or with a {@link CheckpointException}. Without
  * fuzzing these tests run over the committed corpus.
  */
+@Timeout(20)
 class ReadersFuzzTest {
   private static final Path FILE = Path.of("fuzzed");
 

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Fuzzes every reader of foreign files: each @FuzzTest in a JVM of its own, starting from its committed corpus. An input
+# that breaks a test is written into that corpus, where `mvn test` replays it; fix the reader and commit the input.
+#
+#   scripts/fuzz.sh                      every fuzz test for 60 seconds
+#   scripts/fuzz.sh 600 pickle config    the named ones for 600 seconds each
+set -euo pipefail
+# shellcheck source=scripts/setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+seconds=${1:-60}
+[[ $seconds =~ ^[1-9][0-9]*$ ]] || { printf 'usage: fuzz.sh [SECONDS [NAME...]]\n' >&2 && exit 2; }
+wanted=("${@:2}")
+
+# Lines of MODULE CLASS METHOD.
+fuzz_tests() {
+  local file
+  while IFS= read -r file; do
+    sed -n '/@FuzzTest/,/(.*{/ s/.* void \([A-Za-z0-9_]*\)(.*/\1/p' "$file" |
+      sed "s|^|${file%%/src/test/*} $(basename "$file" .java) |"
+  done < <(cd "$ROOT" && grep -rl --include='*FuzzTest.java' '@FuzzTest' java | sort)
+}
+
+is_wanted() {
+  [[ ${#wanted[@]} == 0 ]] && return
+  local name
+  for name in "${wanted[@]}"; do [[ $name == "$1" ]] && return; done
+  return 1
+}
+
+# JUnit's timeout would end the whole run; Jazzer takes it as the limit of one input.
+jvm_args="-Xmx1g -Djunit.jupiter.execution.timeout.mode=disabled"
+
+require_jdk
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+ran=0 failed=0
+while read -r module class method; do
+  is_wanted "$method" || continue
+  ran=$((ran + 1))
+  say "Fuzzing $class.$method for $seconds seconds"
+  if JAZZER_FUZZ=1 JAZZER_MAX_DURATION="${seconds}s" maven test -pl "$module" -am -Dtest="$class#$method" \
+    -Dsurefire.failIfNoSpecifiedTests=false -Dmamba4j.test.jvmArgs="$jvm_args" >"$log" 2>&1 </dev/null; then
+    sed -n 's/^#[0-9]*[[:space:]]*DONE/    &/p' "$log" >&2
+  else
+    failed=$((failed + 1))
+    tail -n 80 "$log" >&2
+  fi
+done < <(fuzz_tests)
+
+((ran > 0)) || die "No fuzz test is called ${wanted[*]}"
+((failed == 0)) || die "$failed of $ran fuzz tests found something; see above."
+say "$ran fuzz tests found nothing."
