@@ -24,6 +24,7 @@ expect() {
 prompt=$'public class Matrix {\n    private final double[] data;\n'
 expect "generates as JSON" '"tokens":\[335,350,510,1795,8\]' \
   "$root/scripts/mamba4j" generate --model "$model" --prompt "$prompt" --max-new-tokens 5 --json
+expect "knows its version" '^mamba4j 0\.1\.0' ./m4j --version
 expect "runs through a link" '^parameters +9,126,560$' ./m4j inspect --model "$model"
 expect "passes JVM options on" '^threads +3$' env MAMBA4J_JAVA_OPTS='-Xmx256m -Xshare:auto' \
   ./m4j inspect --model "$model" --threads 3
