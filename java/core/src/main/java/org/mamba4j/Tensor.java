@@ -13,8 +13,8 @@ import java.util.Objects;
  * name says so. Strides count elements and are never negative; elements are little-endian.
  *
  * <p>The segment decides about lifetime and access: once its arena is closed every access throws
- * {@link IllegalStateException}, and so does access from a thread that does not own a confined arena. A tensor itself is
- * immutable and may be shared by threads; its elements are unsynchronised.
+ * {@link IllegalStateException}, and so does access from a thread that does not own a confined arena. A tensor itself
+ * is immutable and may be shared by threads; its elements are unsynchronised.
  */
 public final class Tensor {
   /** Highest number of dimensions. */
@@ -174,7 +174,9 @@ public final class Tensor {
     return values;
   }
 
-  /** Copies all elements into {@code target}, which has exactly {@link #size()} entries, as floats in row-major order. */
+  /**
+   * Copies all elements into {@code target}, which has exactly {@link #size()} entries, as floats in row-major order.
+   */
   public void copyTo(float[] target) {
     if (target.length != size) {
       throw new IllegalArgumentException("target: %d entries expected, found %d".formatted(size, target.length));

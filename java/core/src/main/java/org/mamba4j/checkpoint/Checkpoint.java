@@ -27,8 +27,8 @@ import org.mamba4j.Tensor;
 import org.mamba4j.checkpoint.WeightNames.Weight;
 
 /**
- * A model folder, opened and checked: {@code config.json} in the layout of Hugging Face or of state-spaces, and the tensors
- * in {@code model.safetensors}, in shards with an index, or in {@code pytorch_model.bin}.
+ * A model folder, opened and checked: {@code config.json} in the layout of Hugging Face or of state-spaces, and the
+ * tensors in {@code model.safetensors}, in shards with an index, or in {@code pytorch_model.bin}.
  *
  * <p>Dimensions come from the shapes of the tensors; a configuration that contradicts them, and missing, additional or
  * wrongly shaped tensors are errors. The tensors are memory-mapped views; only those that lie at an address that native
@@ -132,7 +132,9 @@ public final class Checkpoint implements AutoCloseable {
     return layers;
   }
 
-  /** All tensors under the names and with the shapes that Hugging Face uses; the convolution is [channels, 1, d_conv]. */
+  /**
+   * All tensors under the names and with the shapes that Hugging Face uses; the convolution is [channels, 1, d_conv].
+   */
   public SequencedMap<String, Tensor> hfTensors() {
     return Collections.unmodifiableSequencedMap(tensors);
   }
@@ -221,7 +223,8 @@ public final class Checkpoint implements AutoCloseable {
       throw CheckpointException.tensor(
           index.fileOf(WeightNames.LM_HEAD),
           WeightNames.LM_HEAD,
-          "the same as " + quote(WeightNames.EMBEDDING) + ", since " + stated.file().getFileName() + " says they are tied",
+          "tied as %s says, a copy of %s"
+              .formatted(stated.file().getFileName(), quote(WeightNames.EMBEDDING)),
           "another tensor");
     }
     return same;

@@ -3,7 +3,9 @@ package org.mamba4j.checkpoint;
 import java.io.IOException;
 import java.nio.file.Path;
 
-/** A checkpoint cannot be used: the message names the file, the tensor where there is one, what was expected and found. */
+/**
+ * A checkpoint cannot be used: the message names the file, the tensor where there is one, what was expected and found.
+ */
 public class CheckpointException extends IOException {
   private static final int MAX_QUOTED = 120;
 

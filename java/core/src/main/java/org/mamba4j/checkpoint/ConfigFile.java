@@ -11,8 +11,8 @@ import org.mamba4j.Family;
 import org.mamba4j.checkpoint.ConfigObject.Stated;
 
 /**
- * What a {@code config.json} says, in the layout of Hugging Face or of state-spaces. Dimensions are only statements, to be
- * compared with the tensors.
+ * What a {@code config.json} says, in the layout of Hugging Face or of state-spaces. Dimensions are only statements,
+ * to be compared with the tensors.
  *
  * @param original whether this is the layout of state-spaces
  * @param expand factor from d_model to d_inner, empty where the layout leaves it open or it means nothing
@@ -91,10 +91,10 @@ record ConfigFile(
         c.file(),
         false,
         family,
-        c.dimension("num_hidden_layers", "n_layer"),
+        c.dimension("num_hidden_layers"),
         c.dimension("vocab_size"),
-        c.dimension("hidden_size", "d_model"),
-        c.dimension("intermediate_size", "d_inner"),
+        c.dimension("hidden_size"),
+        c.dimension("intermediate_size"),
         family == Family.FALCON_MAMBA || c.has("intermediate_size") ? Optional.empty() : c.number("expand"),
         c.dimension("state_size"),
         c.dimension("conv_kernel"),

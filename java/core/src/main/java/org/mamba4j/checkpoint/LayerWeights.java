@@ -3,8 +3,9 @@ package org.mamba4j.checkpoint;
 import org.mamba4j.Tensor;
 
 /**
- * The tensors of one block, contiguous and aligned, in the element types of the checkpoint; null where a model has none.
- * Shapes: D d_model, E d_inner, N d_state, R dt_rank, H heads, G n_groups, K d_conv, C channels of the convolution.
+ * The tensors of one block, contiguous and aligned, in the element types of the checkpoint; null where a model has
+ * none. Shapes: D d_model, E d_inner, N d_state, R dt_rank, H heads, G n_groups, K d_conv, C channels of the
+ * convolution.
  *
  * @param norm [D]
  * @param inProj Mamba-1 [2E, D] rows x, z; Mamba-2 [2E + 2GN + H, D] rows z, x, B, C, dt

@@ -15,12 +15,13 @@ import java.util.concurrent.atomic.AtomicBoolean;
 import org.mamba4j.Tensor;
 
 /**
- * A memory-mapped safetensors file. The whole header is checked when it is opened: every tensor lies inside of the file,
- * its bytes fit its type and shape, and the tensors cover the data without overlaps or holes.
+ * A memory-mapped safetensors file. The whole header is checked when it is opened: every tensor lies inside of the
+ * file, its bytes fit its type and shape, and the tensors cover the data without overlaps or holes.
  *
- * <p>Tensors are read-only views on the mapping and valid until {@link #close()}; a file written by others may place them
- * at addresses that are not a multiple of their element size ({@link Tensor#isAligned()}). Whoever shortens the file while
- * it is mapped takes the data away under its readers: replace such files, do not rewrite them. Safe for use by threads.
+ * <p>Tensors are read-only views on the mapping and valid until {@link #close()}; a file written by others may place
+ * them at addresses that are not a multiple of their element size ({@link Tensor#isAligned()}). Whoever shortens the
+ * file while it is mapped takes the data away under its readers: replace such files, do not rewrite them. Safe for use
+ * by threads.
  */
 public final class SafetensorsFile implements TensorFile {
   private static final ValueLayout.OfLong U64 = ValueLayout.JAVA_LONG_UNALIGNED.withOrder(ByteOrder.LITTLE_ENDIAN);

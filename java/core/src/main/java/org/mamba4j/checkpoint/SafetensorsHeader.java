@@ -109,7 +109,8 @@ record SafetensorsHeader(SequencedMap<String, Entry> entries, Map<String, String
         }
       }
       if (dtype == null || shape == null || offsets == null) {
-        throw wrong("dtype, shape and data_offsets", "no " + (dtype == null ? "dtype" : shape == null ? "shape" : "data_offsets"));
+        String absent = dtype == null ? "dtype" : shape == null ? "shape" : "data_offsets";
+        throw wrong("dtype, shape and data_offsets", "no " + absent);
       }
       if (offsets.length != 2 || offsets[0] > offsets[1]) {
         throw wrong("data_offsets [begin, end] with begin <= end", Arrays.toString(offsets));

@@ -28,9 +28,9 @@ public final class SafetensorsWriter {
   private SafetensorsWriter() {}
 
   /**
-   * Writes tensors, of any strides, into a file that appears at once and complete: it is written beside its place under
-   * another name, flushed to disk and then moved. An existing file is replaced; readers that have it mapped keep the old
-   * one.
+   * Writes tensors, of any strides, into a file that appears at once and complete: it is written beside its place
+   * under another name, flushed to disk and then moved. An existing file is replaced; readers that have it mapped keep
+   * the old one.
    *
    * <p>Wide element types come first, tensors of one width in the order of the map, so that every tensor is aligned.
    *

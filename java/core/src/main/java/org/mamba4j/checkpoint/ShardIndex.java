@@ -23,7 +23,8 @@ final class ShardIndex {
   static SequencedMap<String, String> parse(Path file, byte[] json) throws IOException {
     var root = Json.tree(file, "the index", json);
     if (!(root.get("weight_map") instanceof Map<?, ?> map) || map.isEmpty()) {
-      throw mismatch(file, "weight_map", "an object from tensor to file", root.containsKey("weight_map") ? "another value" : "none");
+      String found = root.containsKey("weight_map") ? "another value" : "none";
+      throw mismatch(file, "weight_map", "an object from tensor to file", found);
     }
     var shards = new LinkedHashMap<String, String>();
     for (var entry : map.entrySet()) {

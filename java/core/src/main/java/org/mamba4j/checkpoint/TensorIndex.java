@@ -79,7 +79,8 @@ final class TensorIndex implements AutoCloseable {
       String shard = file.path().getFileName().toString();
       for (String name : file.names()) {
         if (!shard.equals(shards.get(name))) {
-          String expected = shards.containsKey(name) ? "only in " + shards.get(name) + " as the index says" : "in the index";
+          String other = shards.get(name);
+          String expected = other == null ? "in the index" : "only in " + other + " as the index says";
           throw CheckpointException.tensor(file.path(), name, expected, "in this shard");
         }
       }

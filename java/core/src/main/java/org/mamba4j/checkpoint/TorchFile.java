@@ -20,9 +20,9 @@ import org.mamba4j.Tensor;
 import org.mamba4j.checkpoint.Unpickler.StoredTensor;
 
 /**
- * A {@code pytorch_model.bin} as {@code torch.save} of PyTorch 1.6 and later writes it: a zip file whose {@code data.pkl}
- * describes tensors over the bytes of the entries {@code data/0}, {@code data/1}, .... The pickle is read by a machine that
- * knows tensors and plain containers and executes nothing.
+ * A {@code pytorch_model.bin} as {@code torch.save} of PyTorch 1.6 and later writes it: a zip file whose
+ * {@code data.pkl} describes tensors over the bytes of the entries {@code data/0}, {@code data/1}, .... The pickle is
+ * read by a machine that knows tensors and plain containers and executes nothing.
  *
  * <p>The file is memory-mapped. Contiguous tensors are read-only views on the mapping; others are copied when it is
  * opened. Tensors are valid until {@link #close()}. Safe for use by threads.

@@ -17,12 +17,12 @@ import org.mamba4j.DType;
 import org.mamba4j.Tensor;
 
 /**
- * Reads the pickle inside of a PyTorch file. A pickle is a program for a stack machine that may name any Python callable;
- * this machine knows numbers, strings, tuples, lists, dicts and tensors. Any other name is refused as soon as it is
- * mentioned, so that there is nothing that a file could run.
+ * Reads the pickle inside of a PyTorch file. A pickle is a program for a stack machine that may name any Python
+ * callable; this machine knows numbers, strings, tuples, lists, dicts and tensors. Any other name is refused as soon
+ * as it is mentioned, so that there is nothing that a file could run.
  *
- * <p>Python values become: tuple {@code Object[]}, list {@link ArrayList}, dict {@link LinkedHashMap}, int {@link Long},
- * float {@link Double}, str {@link String}, bytes {@code byte[]}, None {@link Constant#NONE}.
+ * <p>Python values become: tuple {@code Object[]}, list {@link ArrayList}, dict {@link LinkedHashMap}, int
+ * {@link Long}, float {@link Double}, str {@link String}, bytes {@code byte[]}, None {@link Constant#NONE}.
  */
 final class Unpickler {
   static final int MAX_BYTES = 64 << 20;

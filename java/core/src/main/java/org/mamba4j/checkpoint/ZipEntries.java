@@ -13,8 +13,8 @@ import java.util.LinkedHashMap;
 import java.util.SequencedMap;
 
 /**
- * The entries of a zip file (APPNOTE 6.3, with zip64) as slices of its memory, which {@link java.util.zip.ZipFile} cannot
- * give. Only stored entries, as PyTorch writes them.
+ * The entries of a zip file (APPNOTE 6.3, with zip64) as slices of its memory, which {@link java.util.zip.ZipFile}
+ * cannot give. Only stored entries, as PyTorch writes them.
  */
 final class ZipEntries {
   private static final ValueLayout.OfShort U16 = ValueLayout.JAVA_SHORT_UNALIGNED.withOrder(ByteOrder.LITTLE_ENDIAN);

@@ -54,7 +54,8 @@ class ConfigFileTest {
     assertTrue(one.original());
     assertEquals(2, one.layers().value());
     assertEquals(1e-5f, one.normEps());
-    ConfigFile two = original("\"layer\":\"Mamba2\",\"ngroups\":4,\"dt_limit\":[0.01, Infinity]", ",\"tie_embeddings\":false");
+    ConfigFile two =
+        original("\"layer\":\"Mamba2\",\"ngroups\":4,\"dt_limit\":[0.01, Infinity]", ",\"tie_embeddings\":false");
     assertEquals(Family.MAMBA2, two.family());
     assertEquals(4, two.nGroups().value());
     assertEquals(256, two.chunkSize());
@@ -66,7 +67,9 @@ class ConfigFileTest {
 
   @ParameterizedTest
   @ValueSource(
-      strings = {"[0, Infinity]", "[0.0, {\"__float__\": \"Infinity\"}]", "[{\"__float__\":\"Infinity\"}, 1]", "[0,1e999]"})
+      strings = {
+        "[0, Infinity]", "[0.0, {\"__float__\": \"Infinity\"}]", "[{\"__float__\":\"Infinity\"}, 1]", "[0,1e999]"
+      })
   void infinityInAllSpellings(String limit) throws IOException {
     String json = "\"time_step_limit\":" + limit;
     if (limit.startsWith("[{")) {
@@ -143,7 +146,10 @@ class ConfigFileTest {
   }
 
   @ParameterizedTest
-  @ValueSource(strings = {"0", "-1", "1.5", "\"64\"", "true", "[64]", "{}", "NaN", "Infinity", "1e99", "9223372036854775808"})
+  @ValueSource(
+      strings = {
+        "0", "-1", "1.5", "\"64\"", "true", "[64]", "{}", "NaN", "Infinity", "1e99", "9223372036854775808"
+      })
   void dimensionsAreIntegers(String value) {
     for (String key : new String[] {"hidden_size", "num_hidden_layers", "vocab_size", "head_dim", "chunk_size"}) {
       assertRefused(() -> mamba2("\"" + key + "\":" + value), "config.json", key, "an integer from 1", "found");
@@ -157,7 +163,10 @@ class ConfigFileTest {
   }
 
   @ParameterizedTest
-  @ValueSource(strings = {"", "[]", "nul", "{\"model_type\":\"mamba\"", "{\"model_type\":\"mamba\"}x", "{\"a\":1,\"a\":2}"})
+  @ValueSource(
+      strings = {
+        "", "[]", "nul", "{\"model_type\":\"mamba\"", "{\"model_type\":\"mamba\"}x", "{\"a\":1,\"a\":2}"
+      })
   void textThatIsNoObject(String json) {
     assertRefused(() -> parse(json), "config.json", "the configuration");
   }

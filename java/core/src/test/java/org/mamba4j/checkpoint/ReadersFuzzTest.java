@@ -19,7 +19,7 @@ import org.mamba4j.checkpoint.WeightNames.Weight;
  * Whatever bytes a reader gets, it ends with a value that can be used or with a {@link CheckpointException}. Without
  * fuzzing these tests run over the committed corpus.
  */
-@Timeout(20)
+@Timeout(60)
 class ReadersFuzzTest {
   private static final Path FILE = Path.of("fuzzed");
 
@@ -39,7 +39,8 @@ class ReadersFuzzTest {
       var header = SafetensorsHeader.parse(FILE, json, 64);
       MemorySegment data = MemorySegment.ofArray(new byte[64]);
       for (var entry : header.entries().values()) {
-        Tensor.of(data.asSlice(entry.begin(), entry.end() - entry.begin()), entry.dtype(), entry.shape()).toFloatArray();
+        MemorySegment bytes = data.asSlice(entry.begin(), entry.end() - entry.begin());
+        Tensor.of(bytes, entry.dtype(), entry.shape()).toFloatArray();
       }
     } catch (CheckpointException expected) {
       // refused
@@ -92,7 +93,8 @@ class ReadersFuzzTest {
   @FuzzTest(maxDuration = "1m")
   void checkpoint(FuzzedDataProvider data) throws IOException {
     Family family = data.pickValue(Family.values());
-    List<Weight> weights = WeightNames.model(family, 1, data.consumeBoolean(), data.consumeBoolean(), data.consumeBoolean());
+    List<Weight> weights =
+        WeightNames.model(family, 1, data.consumeBoolean(), data.consumeBoolean(), data.consumeBoolean());
     var header = new ArrayList<String>();
     int end = 0;
     for (Weight weight : weights) {
@@ -106,16 +108,17 @@ class ReadersFuzzTest {
       }
       end += bytes;
       header.add(
-          "\"%s\":{\"dtype\":\"F32\",\"shape\":%s,\"data_offsets\":[%d,%d]}".formatted(weight.name(), shape, begin, end));
+          "\"%s\":{\"dtype\":\"F32\",\"shape\":%s,\"data_offsets\":[%d,%d]}"
+              .formatted(weight.name(), shape, begin, end));
     }
     byte[] json = Goldens.utf8("{" + String.join(",", header) + "}");
-    byte[] file =
-        ByteBuffer.allocate(8 + json.length + end).order(ByteOrder.LITTLE_ENDIAN).putLong(json.length).put(json).array();
+    ByteBuffer file = ByteBuffer.allocate(8 + json.length + end).order(ByteOrder.LITTLE_ENDIAN);
+    file.putLong(json.length).put(json);
     byte[] config = data.consumeRemainingAsBytes();
     Arena arena = Arena.ofConfined();
     try {
       ConfigFile stated = ConfigFile.parse(FILE, config);
-      var safetensors = SafetensorsFile.read(FILE, MemorySegment.ofArray(file), Arena.ofConfined());
+      var safetensors = SafetensorsFile.read(FILE, MemorySegment.ofArray(file.array()), Arena.ofConfined());
       new Checkpoint(new TensorIndex(FILE, List.of(safetensors)), arena, config, stated).close();
     } catch (CheckpointException expected) {
       arena.close();
