@@ -93,7 +93,7 @@ struct Problem {
           scale = sum_of_squares_root(scale, c * h_scale[k]);
         }
         const double gate = z.empty() ? 1 : z[at] / (1 + std::exp(-static_cast<double>(z[at])));
-        result.out.add(y * gate, scale * gate);
+        result.out.add(y * gate, scale * std::fabs(gate));
       }
     }
     result.state = {h, h_scale};

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <functional>
+#include <limits>
 
 namespace m4j::test {
 namespace {
@@ -22,11 +23,13 @@ void expect_close(const std::vector<float>& actual, const Expected& expected, do
   for (size_t i = 0; i < actual.size(); ++i) {
     ASSERT_TRUE(std::isfinite(actual[i])) << "element " << i << " of " << actual.size() << " is " << actual[i];
   }
+  // Below it float32 keeps an absolute precision only.
+  constexpr double kSmallestNormal = std::numeric_limits<float>::min();
   double error = 0, norm = 0, worst = -1;
   size_t worst_at = 0;
   for (size_t i = 0; i < actual.size(); ++i) {
     const double difference = std::fabs(actual[i] - expected.value[i]);
-    const double size = std::max(std::fabs(expected.value[i]), expected.scale[i]);
+    const double size = std::max({std::fabs(expected.value[i]), expected.scale[i], kSmallestNormal});
     error += difference * difference;
     norm += size * size;
     if (difference > worst) {
