@@ -17,6 +17,8 @@ public final class Sampler {
 
   private final SamplingOptions options;
   private final int vocabSize;
+  private final float inverseTemperature;
+  private final Exponentials exponentials = new Exponentials();
   private final int[] recent; // ring of the last repetitionWindow ids
   private int recentCount;
   private long randomState;
@@ -24,7 +26,7 @@ public final class Sampler {
 
   private float[] scores = new float[0]; // [logits], then per id: penalised
   private int[] chosen = new int[0]; // ids that survive the filters, most likely first
-  private float[] weights = new float[0]; // unnormalised probability of chosen[i], the most likely token has 1
+  private float[] weights = new float[0]; // unnormalised probabilities, the most likely token has 1
   private int[] penalisedAt = new int[0]; // per id: the step that penalised it last
   private int step;
 
@@ -37,6 +39,7 @@ public final class Sampler {
       throw new IllegalArgumentException("vocabSize must be at least 1, got " + vocabSize);
     }
     this.vocabSize = vocabSize;
+    this.inverseTemperature = Math.min(1 / options.temperature(), Float.MAX_VALUE);
     this.recent = new int[options.repetitionPenalty() == 1 ? 0 : options.repetitionWindow()];
     this.randomState = options.seed();
   }
@@ -90,26 +93,20 @@ public final class Sampler {
     if (scores.length != size) {
       scores = new float[size];
       penalisedAt = recent.length > 0 ? new int[size] : penalisedAt;
+      weights = new float[size];
       chosen = options.isGreedy() ? chosen : new int[size];
-      weights = options.isGreedy() ? weights : new float[size];
     }
   }
 
   private double logSumExp(int candidates) {
-    float max = Float.NEGATIVE_INFINITY;
     for (int i = 0; i < candidates; i++) {
-      float score = scores[i];
-      if (!(Math.abs(score) <= Float.MAX_VALUE)) {
-        throw new IllegalArgumentException("logits[" + i + "] is " + score
+      if (!(Math.abs(scores[i]) <= Float.MAX_VALUE)) {
+        throw new IllegalArgumentException("logits[" + i + "] is " + scores[i]
             + ", expected finite numbers: the weights or the state of the sequence are damaged");
       }
-      max = Math.max(max, score);
     }
-    double sum = 0;
-    for (int i = 0; i < candidates; i++) {
-      sum += Math.exp(scores[i] - max);
-    }
-    return max + Math.log(sum);
+    float max = scores[argmax(candidates)];
+    return max + Math.log(exponentials.compute(scores, max, 1, candidates, weights));
   }
 
   private void penaliseRecent(int candidates) {
@@ -143,14 +140,13 @@ public final class Sampler {
       return drawUnsorted(candidates, max);
     }
     boolean allTokens = k == candidates;
-    double total = allTokens ? totalWeight(candidates, max) : 0;
+    double total = allTokens ? exponentials.compute(scores, max, inverseTemperature, candidates, weights) : 0;
     for (int size = allTokens ? Math.min(FIRST_TOP_P_GUESS, k) : k; ; size = (int) Math.min(4L * size, k)) {
       selectMostLikely(size, candidates);
-      double selected = 0;
       for (int i = 0; i < size; i++) {
-        weights[i] = weight(scores[chosen[i]], max);
-        selected += weights[i];
+        weights[i] = scores[chosen[i]];
       }
+      double selected = exponentials.compute(weights, max, inverseTemperature, size, weights);
       double enough = options.topP() * (allTokens ? total : selected);
       int kept = 0;
       double mass = 0;
@@ -164,25 +160,12 @@ public final class Sampler {
   }
 
   private int drawUnsorted(int candidates, float max) {
-    double mass = 0;
+    exponentials.compute(scores, max, inverseTemperature, candidates, weights);
+    float minP = options.minP();
     for (int i = 0; i < candidates; i++) {
-      float weight = weight(scores[i], max);
-      weights[i] = weight >= options.minP() ? weight : 0;
-      mass += weights[i];
+      weights[i] = weights[i] >= minP ? weights[i] : 0;
     }
-    return pick(candidates, mass);
-  }
-
-  private float weight(float score, float max) {
-    return (float) Math.exp(((double) score - max) / options.temperature());
-  }
-
-  private double totalWeight(int candidates, float max) {
-    double total = 0;
-    for (int i = 0; i < candidates; i++) {
-      total += weight(scores[i], max);
-    }
-    return total;
+    return pick(candidates, Exponentials.sum(weights, candidates));
   }
 
   private int pick(int count, double mass) {

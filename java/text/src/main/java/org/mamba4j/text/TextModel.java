@@ -208,19 +208,20 @@ public final class TextModel implements AutoCloseable {
           + ": the first one is given, each further one is predicted from those before it");
     }
     float[] logProbs = new float[ids.length - 1];
+    Exponentials exponentials = new Exponentials();
     try (Session session = model.newSession()) {
       for (int from = 0; from < logProbs.length; from += SCORE_CHUNK) {
         int to = Math.min(from + SCORE_CHUNK, logProbs.length);
         Tensor logits = session.advanceAll(Arrays.copyOfRange(ids, from, to)); // [to - from, vocab]
         for (int i = from; i < to; i++) {
-          logProbs[i] = logSoftmaxAt(logits.select(0, i - from).toFloatArray(), ids[i + 1]);
+          logProbs[i] = logSoftmaxAt(logits.select(0, i - from).toFloatArray(), ids[i + 1], exponentials);
         }
       }
     }
     return new Score(ids.clone(), logProbs);
   }
 
-  private static float logSoftmaxAt(float[] logits, int id) {
+  private static float logSoftmaxAt(float[] logits, int id, Exponentials exponentials) {
     if (id < 0 || id >= logits.length) {
       throw new IllegalArgumentException("token id " + id + ", expected 0 to " + (logits.length - 1));
     }
@@ -228,11 +229,8 @@ public final class TextModel implements AutoCloseable {
     for (float logit : logits) {
       max = Math.max(max, logit);
     }
-    double sum = 0;
-    for (float logit : logits) {
-      sum += Math.exp(logit - max);
-    }
-    return (float) (logits[id] - max - Math.log(sum));
+    float logit = logits[id];
+    return (float) (logit - max - Math.log(exponentials.compute(logits, max, 1, logits.length, logits)));
   }
 
   private int[] encodePrompt(String prompt) {
