@@ -301,7 +301,8 @@ final class HubClient implements AutoCloseable {
         : "check that the access token in HF_TOKEN is valid and may read it";
     if ("GatedRepo".equals(code) || status == 403) {
       return new HubException(server + " answered " + status + " for " + subject
-          + ": access is restricted; accept its terms at " + options.endpoint() + "/" + repoId + " and use a token of that account (" + tokenHint + ")");
+          + ": access is restricted; accept its terms at " + options.endpoint() + "/" + repoId
+          + " and use a token of that account (" + tokenHint + ")");
     }
     return switch (status) {
       case 401 -> new HubException(server + " answered 401 for " + subject

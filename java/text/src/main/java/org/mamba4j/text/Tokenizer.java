@@ -61,6 +61,8 @@ public final class Tokenizer implements AutoCloseable {
   /**
    * Token ids of a text, with the special tokens that the tokenizer's own post-processor adds and no others. Unpaired
    * surrogates count as U+FFFD.
+   *
+   * @throws IllegalArgumentException if the vocabulary has no tokens for the text, not even one for the unknown
    */
   public int[] encode(String text) {
     return encode(text, true);
@@ -149,9 +151,17 @@ public final class Tokenizer implements AutoCloseable {
       if (closed) {
         throw new IllegalStateException("the tokenizer is closed");
       }
-      return call.apply(library);
+      return apply(call);
     } finally {
       lock.readLock().unlock();
+    }
+  }
+
+  private <T> T apply(Function<HuggingFaceTokenizer, T> call) {
+    try {
+      return call.apply(library);
+    } catch (RuntimeException e) {
+      throw new IllegalArgumentException("the tokenizer cannot process this: " + e.getMessage(), e);
     }
   }
 

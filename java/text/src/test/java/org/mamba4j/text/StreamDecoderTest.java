@@ -41,7 +41,9 @@ class StreamDecoderTest {
   }
 
   @ParameterizedTest
-  @ValueSource(strings = {"Hello world", "a😀b", "😀😀😀", "👩‍👩‍👧 é ß 日本語", "x\n\n\ty  z", "\uFFFD", "a\uFFFD\uFFFDb", "😀\uFFFD😀", " lead", ""})
+  @ValueSource(strings = {
+    "Hello world", "a😀b", "😀😀😀", "👩‍👩‍👧 é ß 日本語", "x\n\n\ty  z", "\uFFFD", "a\uFFFD\uFFFDb", "😀\uFFFD😀", " lead", ""
+  })
   void piecesAreWholeCharactersAndAddUp(String text) {
     for (Tokenizer tokenizer : new Tokenizer[] {demo, sentencePiece}) {
       int[] ids = tokenizer.encode(text);
@@ -125,7 +127,10 @@ class StreamDecoderTest {
   @Test
   void contextMayBeAnything() {
     int[] emoji = demo.encodeWithoutSpecialTokens("😀");
-    for (int[] before : new int[][] {{}, {0}, {emoji[0]}, {emoji[0], emoji[1]}, demo.encode("\uFFFD"), demo.encode("x".repeat(99))}) {
+    int[][] contexts = {
+      {}, {0}, {emoji[0]}, {emoji[0], emoji[1]}, demo.encode("\uFFFD"), demo.encode("x".repeat(99))
+    };
+    for (int[] before : contexts) {
       assertEquals(" int", decode(demo.newStreamDecoder(before), demo.encodeWithoutSpecialTokens(" int")));
     }
   }

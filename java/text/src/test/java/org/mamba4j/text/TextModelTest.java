@@ -129,7 +129,9 @@ class TextModelTest {
   }
 
   @ParameterizedTest
-  @ValueSource(strings = {"mamba1-tied", "mamba1-untied-bias", "falcon-mamba", "mamba2-g1", "mamba2-g2", "mamba2-g1-sharded"})
+  @ValueSource(strings = {
+    "mamba1-tied", "mamba1-untied-bias", "falcon-mamba", "mamba2-g1", "mamba2-g2", "mamba2-g1-sharded"
+  })
   void goldensScoreAndContinueAsTheReferenceDoes(String name) throws IOException {
     try (TextModel model = TextModel.load(GOLDENS.resolve(name));
         SafetensorsFile expected = SafetensorsFile.open(GOLDENS.resolve(name).resolve("expected.safetensors"))) {

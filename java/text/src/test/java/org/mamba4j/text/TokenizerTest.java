@@ -104,7 +104,7 @@ class TokenizerTest {
   void endTokensComeFromBothConfigurations() throws IOException {
     copyTokenizer();
     Files.writeString(folder.resolve("tokenizer_config.json"),
-        "{\"added_tokens_decoder\": {\"0\": {}}, \"eos_token\": {\"lstrip\": false, \"content\": \"<|endoftext|>\"}, \"x\": NaN}");
+        "{\"added_tokens_decoder\": {\"0\": {}}, \"x\": NaN, \"eos_token\": {\"lstrip\": false, \"content\": \"<|endoftext|>\"}}");
     Files.writeString(folder.resolve("generation_config.json"), "{\"eos_token_id\": [5, 7], \"temperature\": 0.5}");
     try (Tokenizer tokenizer = Tokenizer.load(folder)) {
       assertEquals(Set.of(0, 5, 7), tokenizer.endTokens());
@@ -151,12 +151,30 @@ class TokenizerTest {
         "{\"added_tokens\": [{\"special\": true}], " + model + "}",
         "[".repeat(100_000),
         "{\"x\": " + "[".repeat(100_000),
-        "{\"post_processor\": {\"type\": \"TemplateProcessing\", \"single\": [{\"SpecialToken\": {\"id\": \"x\", \"type_id\": 0}}], \"pair\": [], \"special_tokens\": {}}, " + model + "}",
-        "{\"post_processor\": {\"type\": \"TemplateProcessing\", \"single\": [{\"Sequence\": {\"id\": \"B\", \"type_id\": 0}}], \"pair\": [], \"special_tokens\": {}}, " + model + "}",
+        template("{\"SpecialToken\": {\"id\": \"x\", \"type_id\": 0}}") + model + "}",
+        template("{\"Sequence\": {\"id\": \"B\", \"type_id\": 0}}") + model + "}",
         "{\"decoder\": {\"type\": \"Strip\", \"content\": \"a\", \"start\": 0, \"stop\": 9}, " + model + "}",
         "{\"normalizer\": {\"type\": \"Precompiled\", \"precompiled_charsmap\": \"BAAAAP///38AAAAA\"}, " + model + "}",
-        "{\"pre_tokenizer\": {\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"FixedLength\", \"length\": 0}]}, " + model + "}",
-        "{\"model\": {\"type\": \"BPE\", \"continuing_subword_prefix\": \"##\", \"vocab\": {\"a\": 0, \"b\": 1, \"ab\": 2}, \"merges\": [\"a b\"]}}");
+        "{\"pre_tokenizer\": {\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"FixedLength\", \"length\": 0}]}, "
+            + model + "}",
+        "{\"model\": {\"type\": \"BPE\", \"continuing_subword_prefix\": \"##\", "
+            + "\"vocab\": {\"a\": 0, \"b\": 1, \"ab\": 2}, \"merges\": [\"a b\"]}}");
+  }
+
+  private static String template(String piece) {
+    return "{\"post_processor\": {\"type\": \"TemplateProcessing\", \"single\": [" + piece
+        + "], \"pair\": [], \"special_tokens\": {}}, ";
+  }
+
+  @Test
+  void textsTheVocabularyHasNoTokenForAreRefused() throws IOException {
+    Files.writeString(folder.resolve("tokenizer.json"),
+        "{\"version\": \"1.0\", \"model\": {\"type\": \"WordLevel\", \"vocab\": {\"a\": 0}, \"unk_token\": \"?\"}}");
+    try (Tokenizer tokenizer = Tokenizer.load(folder)) {
+      assertArrayEquals(new int[] {0}, tokenizer.encode("a"));
+      var e = assertThrows(IllegalArgumentException.class, () -> tokenizer.encode("b"));
+      assertTrue(e.getMessage().contains("cannot process"), e.getMessage());
+    }
   }
 
   @ParameterizedTest
