@@ -28,12 +28,24 @@ HWY_INLINE V ScaleOf(D d, V rounded) {
   return hn::BitCast(d, hn::ShiftLeft<23>(hn::BitCast(du, rounded)));
 }
 
+// NaN passes, for which x86 wants the bound as the first operand; ARM's instructions would return the bound.
+template <class D, class V>
+HWY_INLINE V Clamp(D d, V x, float low, float high) {
+  namespace hn = hwy::HWY_NAMESPACE;
+  const V lo = hn::Set(d, low), hi = hn::Set(d, high);
+#if HWY_ARCH_X86
+  return hn::Max(lo, hn::Min(hi, x));
+#else
+  x = hn::IfThenElse(hn::Gt(x, hi), hi, x);
+  return hn::IfThenElse(hn::Lt(x, lo), lo, x);
+#endif
+}
+
 // 2^x
 template <class D, class V>
 HWY_INLINE V Exp2(D d, V x) {
   namespace hn = hwy::HWY_NAMESPACE;
-  // The constant comes first: then NaN passes on x86.
-  x = hn::Max(hn::Set(d, -126.0f), hn::Min(hn::Set(d, 128.4f), x));
+  x = Clamp(d, x, -126.0f, 128.4f);
   const V t = hn::Add(x, hn::Set(d, kRoundBias));
   const V r = hn::Sub(x, hn::Sub(t, hn::Set(d, kRoundBias)));  // exact, |r| <= 1/2
   // 2 * 2^r, minimax
@@ -51,7 +63,7 @@ HWY_INLINE V Exp2(D d, V x) {
 template <class D, class V>
 HWY_INLINE V Exp(D d, V x) {
   namespace hn = hwy::HWY_NAMESPACE;
-  x = hn::Max(hn::Set(d, -87.4f), hn::Min(hn::Set(d, 89.0f), x));
+  x = Clamp(d, x, -87.4f, 89.0f);
   const V t = hn::MulAdd(x, hn::Set(d, 1.44269504f), hn::Set(d, kRoundBias));
   const V n = hn::Sub(t, hn::Set(d, kRoundBias));
   // r = x - n ln 2, with ln 2 in two parts of which the first times n is exact.

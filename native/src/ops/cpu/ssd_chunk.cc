@@ -188,7 +188,7 @@ void prepare_steps(const Chunk& c, int64_t h) {
   for (int64_t i = 0; i < c.padded(); i += kLanes) {
     Vec v = hn::LoadU(d, c.dt + i);
     if (a.dt_softplus) v = Softplus(d, v);
-    hn::StoreU(hn::Max(hn::Set(d, a.dt_min), hn::Min(hn::Set(d, a.dt_max), v)), d, c.dt + i);
+    hn::StoreU(Clamp(d, v, a.dt_min, a.dt_max), d, c.dt + i);
   }
 
   const double rate = static_cast<double>(a.A[h]) * kLog2E;

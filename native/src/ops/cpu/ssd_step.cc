@@ -70,7 +70,7 @@ void step_sizes(const SsdArgs& a, int64_t t, int64_t h, float* HWY_RESTRICT dt, 
   Vec v = span.load(a.dt + t * a.ld_dt + h);
   if (a.dt_bias != nullptr) v = hn::Add(v, span.load(a.dt_bias + h));
   if (a.dt_softplus) v = Softplus(d, v);
-  v = hn::Max(hn::Set(d, a.dt_min), hn::Min(hn::Set(d, a.dt_max), v));
+  v = Clamp(d, v, a.dt_min, a.dt_max);
   hn::Store(v, d, dt);
   hn::Store(Exp(d, hn::Mul(v, span.load(a.A + h))), d, decay);
 }
