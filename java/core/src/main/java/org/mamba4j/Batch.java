@@ -22,6 +22,8 @@ import org.mamba4j.internal.Status;
  * running call.
  */
 public final class Batch implements AutoCloseable {
+  private static final int MAX_SEQUENCES = 1 << 20;
+
   private final Model model;
   private final Handle handle;
   private final Session[] sessions;
@@ -33,8 +35,9 @@ public final class Batch implements AutoCloseable {
   private boolean advanced;
 
   Batch(Model model, int maxSequences) {
-    if (maxSequences < 1) {
-      throw new IllegalArgumentException("maxSequences: 1 or more expected, found " + maxSequences);
+    if (maxSequences < 1 || maxSequences > MAX_SEQUENCES) {
+      throw new IllegalArgumentException(
+          "maxSequences: 1 to %d expected, found %d".formatted(MAX_SEQUENCES, maxSequences));
     }
     model.handle().gate.checkOpen();
     this.model = model;

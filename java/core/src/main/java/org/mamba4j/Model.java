@@ -101,7 +101,7 @@ public final class Model implements AutoCloseable {
     return new Session(this);
   }
 
-  /** A batch for up to {@code maxSequences} sessions of this model. */
+  /** A batch for up to {@code maxSequences} sessions of this model, 1 to 2^20. */
   public Batch newBatch(int maxSequences) {
     return new Batch(this, maxSequences);
   }

@@ -78,6 +78,7 @@ class BatchTest {
         Session foreign = other.newSession();
         Batch batch = model.newBatch(2)) {
       assertThrows(IllegalArgumentException.class, () -> model.newBatch(0));
+      assertThrows(IllegalArgumentException.class, () -> model.newBatch(Integer.MAX_VALUE));
       assertThrows(IllegalStateException.class, batch::advance);
       assertThrows(IllegalArgumentException.class, () -> batch.add(foreign, 1));
       assertThrows(IllegalArgumentException.class, () -> batch.add(a));

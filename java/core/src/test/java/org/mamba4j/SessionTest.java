@@ -187,6 +187,20 @@ class SessionTest {
   }
 
   @Test
+  void logitsTooLargeForMemoryAreRefusedAndChangeNothing() throws IOException {
+    long direct = Runtime.getRuntime().maxMemory(); // the default of -XX:MaxDirectMemorySize
+    try (Model model = Model.load(TestData.golden("mamba1-tied"));
+        Session session = model.newSession()) {
+      int tooMany = Math.toIntExact(direct / (model.config().vocabSize() * Float.BYTES) + 1);
+      session.advance(1);
+      var thrown = assertThrows(MambaException.class, () -> session.advanceAll(new int[tooMany]));
+      assertTrue(thrown.getMessage().startsWith("logits: no memory for F32 [" + tooMany), thrown.getMessage());
+      session.advance(2);
+      assertEquals(2, session.position());
+    }
+  }
+
+  @Test
   void logitsAreOneViewThatEndsWithTheSession() throws IOException {
     try (Model model = Model.load(TestData.golden("mamba1-tied"))) {
       Session session = model.newSession();

@@ -16,9 +16,9 @@ public final class OffHeap {
       return Tensor.allocate(arena, dtype, shape);
     } catch (OutOfMemoryError e) {
       throw new MambaException(
-          "%s: no memory for %s %s (%s). Java allows -XX:MaxDirectMemorySize bytes off its heap, by default as much as"
+          "%s: no memory for %s %s (%s). What is freed by garbage collection may take -XX:MaxDirectMemorySize bytes, by"
                   .formatted(what, dtype, Arrays.toString(shape), e.getMessage())
-              + " the heap may take",
+              + " default as much as the heap",
           e);
     }
   }
