@@ -44,8 +44,7 @@ m4j_engine* create_engine(const m4j_engine_options* options) {
   }
   const Ops* ops = find_ops(target);
   if (ops == nullptr) {
-    fail(M4J_ERR_UNSUPPORTED, "options.simd_target: \"%.60s\" is not offered here, expected one of: %s", target,
-         target_names());
+    fail(M4J_ERR_UNSUPPORTED, "options.simd_target: expected one of \"%s\", found \"%s\"", target_names(), target);
   }
   const auto engine = make_counted<Engine>(threads == 0 ? default_thread_count() : threads, *ops, log);
   engine->log(M4J_LOG_DEBUG, "engine with %d threads on %s", engine->threads(), ops->name);
@@ -64,7 +63,10 @@ int64_t m4j_native_bytes(void) { return m4j::counted_bytes(); }
 const char* m4j_simd_targets(void) { return m4j::target_names(); }
 
 m4j_status m4j_engine_create(const m4j_engine_options* options, m4j_engine** out, m4j_error* err) {
-  return m4j::guarded(err, [&] { *m4j::require(out, "out") = m4j::create_engine(options); });
+  return m4j::guarded(err, [&] {
+    m4j::require(out, "out");
+    *out = m4j::create_engine(options);
+  });
 }
 
 void m4j_engine_release(m4j_engine* engine) { m4j::delete_handle(engine); }

@@ -168,7 +168,10 @@ m4j_model* create_model(m4j_engine* engine, const m4j_model_config* config, cons
 
 m4j_status m4j_model_create(m4j_engine* engine, const m4j_model_config* config, const m4j_model_weights* weights,
                             m4j_model** out, m4j_error* err) {
-  return m4j::guarded(err, [&] { *m4j::require(out, "out") = m4j::create_model(engine, config, weights); });
+  return m4j::guarded(err, [&] {
+    m4j::require(out, "out");
+    *out = m4j::create_model(engine, config, weights);
+  });
 }
 
 void m4j_model_release(m4j_model* model) { m4j::delete_handle(model); }

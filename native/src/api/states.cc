@@ -73,7 +73,8 @@ void m4j_states_release(m4j_states* states) { m4j::delete_handle(states); }
 m4j_status m4j_slot_take(m4j_states* states, m4j_slot* out, m4j_error* err) {
   return m4j::guarded(err, [&] {
     m4j::States& pool = m4j::pool(states);
-    *m4j::require(out, "out") = pool.take();
+    m4j::require(out, "out");
+    *out = pool.take();
   });
 }
 
@@ -92,7 +93,8 @@ m4j_status m4j_slot_copy(m4j_states* states, m4j_slot target, m4j_slot source, m
 m4j_status m4j_slot_position(m4j_states* states, m4j_slot slot, int64_t* out, m4j_error* err) {
   return m4j::guarded(err, [&] {
     m4j::States& pool = m4j::pool(states);
-    *m4j::require(out, "out") = pool.position(slot);
+    m4j::require(out, "out");
+    *out = pool.position(slot);
   });
 }
 
