@@ -20,8 +20,8 @@ import org.mamba4j.Tensor;
 final class Ceilings {
   private static final int REPEAT = 5;
 
-  /** Larger than any cache. */
-  private static final long BYTES = 512L << 20;
+  /** More than a processor caches; 480 MiB of third level exist. */
+  private static final long BYTES = 1L << 30;
 
   /** Bytes that {@link #sum} takes at a time. */
   private static final long STEP = 64;

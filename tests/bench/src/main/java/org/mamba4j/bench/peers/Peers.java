@@ -80,7 +80,13 @@ public final class Peers implements Callable<Integer> {
   private boolean wrong;
 
   public static void main(String[] args) {
-    System.exit(new CommandLine(new Peers()).execute(args));
+    CommandLine line = new CommandLine(new Peers());
+    line.setExecutionExceptionHandler(
+        (e, at, arguments) -> {
+          System.err.println("bench.sh: " + e.getMessage());
+          return CommandLine.ExitCode.SOFTWARE;
+        });
+    System.exit(line.execute(args));
   }
 
   @Override
