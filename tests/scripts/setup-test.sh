@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Tests scripts/setup.sh: which JDK it takes, the download of one from a server on loopback, what it asks to install.
 set -euo pipefail
+: "${JAVA_HOME:?must name a JDK 25}"
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 work=$(mktemp -d)
 server=
@@ -124,6 +125,19 @@ chmod +x "$work/bin/apt-get"
 in_setup "is_root() { true; }; has_apt() { true; }; install_packages libhwy-dev"
 check "as root packages are installed, after an update of the lists where needed" succeeds
 check "... in this order" test "$(tr '\n' ' ' <"$work/apt.log")" = "install update install "
+
+# ---- Maven ----
+fake_maven() {
+  printf '#!/bin/sh\n[ "$1" = -v ] && echo "Apache Maven %s (test)" || echo "ran $*"\n' "$1" >"$work/bin/mvn"
+  chmod +x "$work/bin/mvn"
+}
+unreachable="export MAVEN_USER_HOME='$work/m2' MVNW_REPOURL=http://127.0.0.1:9 JAVA_HOME='$JAVA_HOME'"
+fake_maven 3.8.7
+in_setup "$unreachable; maven verify"
+check "where the wrapper cannot download, the system's Maven runs" says "ran --batch-mode --no-transfer-progress verify"
+fake_maven 3.6.3
+in_setup "$unreachable; maven verify"
+check "unless it is too old" fails_with "there is no mvn 3.8 or newer"
 
 # ---- What counts as out of date ----
 mkdir -p "$work/src/project/native/src" "$work/src/project/native/tests"
