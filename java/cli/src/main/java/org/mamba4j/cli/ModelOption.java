@@ -40,20 +40,20 @@ final class ModelOption {
   /** The folder, after a download if need be. */
   Path folder() throws IOException {
     Path path = Path.of(model);
-    if (Files.isDirectory(path)) {
+    if (!model.isEmpty() && Files.exists(path)) { // an empty path would be the working folder
+      if (!Files.isDirectory(path)) {
+        throw new NotDirectoryException(model);
+      }
       return path;
     }
-    if (Files.exists(path)) {
-      throw new NotDirectoryException(model);
-    }
     if (!HUB_ID.matcher(model).matches()) {
-      throw new IOException("there is no folder " + model);
+      throw new IOException("there is no folder '" + model + "'");
     }
     try {
       return Hub.fromEnvironment().download(model, "main", progress());
     } catch (IOException e) {
       throw new IOException(
-          "there is no folder %s, and no model of that name to download: %s".formatted(model, Errors.describe(e)), e);
+          "there is no folder '%s', and no model of that name to download: %s".formatted(model, Errors.describe(e)), e);
     }
   }
 

@@ -310,7 +310,8 @@ class CommandLineTest {
 
   @Test
   void errorsSayWhatWasWrong() throws IOException {
-    run("inspect", "--model", "./no/such/folder").assertError("there is no folder ./no/such/folder");
+    run("inspect", "--model", "./no/such/folder").assertError("there is no folder './no/such/folder'");
+    run("inspect", "--model", "").assertError("there is no folder ''");
     run("inspect", "--model", Goldens.ROOT.resolve("README.md")).assertError("README.md", "not a folder");
     run("inspect", "--model", temp).assertError(temp.toString());
     run("generate", "--model", DEMO, "--ids", "0,4096").assertError("4096");

@@ -71,7 +71,7 @@ class HubCommandTest {
     assertEquals(1, result.code());
     assertEquals("", result.out());
     assertEquals(1, result.err().lines().count(), result.err());
-    assertTrue(result.err().startsWith("mamba4j: there is no folder acme/nothing"), result.err());
+    assertTrue(result.err().startsWith("mamba4j: there is no folder 'acme/nothing'"), result.err());
   }
 
   private Map<String, String> offline() {
