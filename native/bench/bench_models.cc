@@ -1,0 +1,106 @@
+#include "bench_models.h"
+
+#include <cmath>
+#include <cstdio>
+
+#include "random_model.h"
+
+namespace m4j::bench {
+namespace {
+
+std::vector<int32_t> prompt(int64_t n, int64_t vocab) {
+  std::vector<int32_t> ids(static_cast<size_t>(n));
+  for (int64_t i = 0; i < n; ++i) ids[static_cast<size_t>(i)] = static_cast<int32_t>((i * 7919 + 13) % vocab);
+  return ids;
+}
+
+double relative_error(const std::vector<float>& got, const float* want) {
+  double error = 0, norm = 0;
+  for (size_t i = 0; i < got.size(); ++i) {
+    const double d = static_cast<double>(got[i]) - want[i];
+    error += d * d;
+    norm += static_cast<double>(want[i]) * want[i];
+  }
+  return std::sqrt(error / norm);  // NaN if anything is
+}
+
+std::vector<float> logits_of(RandomModel& model, const std::vector<std::vector<int32_t>>& calls) {
+  const m4j_slot slot = model.take();
+  const float* logits = nullptr;
+  for (const std::vector<int32_t>& tokens : calls) logits = model.advance({slot}, tokens);
+  return {logits, logits + model.vocab_size()};
+}
+
+// Float32 rounding through tens of layers of the same arithmetic in another order.
+constexpr double kTolerance = 2e-4;
+
+bool verdict(const std::string& what, double error) {
+  const bool good = error < kTolerance;
+  std::printf("check    %-60s relative error %.1e %s\n", what.c_str(), error, good ? "ok" : "WRONG");
+  return good;
+}
+
+}  // namespace
+
+bool check_models(const Plan& plan) {
+  bool good = true;
+  for (const std::string& name : plan.models) {
+    for (const std::string& dtype : plan.dtypes) {
+      RandomModel model(*find_shape(name), dtype_of(dtype), 0, plan.simd());
+      RandomModel reference(model, 0, "reference");
+      const std::vector<int32_t> few = prompt(3, model.vocab_size());
+      good &= verdict(name + " " + dtype + ", 3 tokens against the reference",
+                      relative_error(logits_of(model, {few}), logits_of(reference, {few}).data()));
+      const std::vector<int32_t> many = prompt(67, model.vocab_size());
+      const std::vector<float> whole = logits_of(model, {many});
+      const std::vector<float> split = logits_of(model, {{many.begin(), many.begin() + 31}, {many.begin() + 31, many.end() - 1}, {many.back()}});
+      good &= verdict(name + " " + dtype + ", 67 tokens in 3 calls against 1", relative_error(split, whole.data()));
+    }
+  }
+  return good;
+}
+
+void time_models(const Plan& plan, int threads, const Ceilings& ceilings, Report& report) {
+  for (const std::string& name : plan.models) {
+    for (const std::string& dtype : plan.dtypes) {
+      RandomModel model(*find_shape(name), dtype_of(dtype), threads, plan.simd());
+      const m4j_slot slot = model.take();
+      for (int64_t length : plan.prefill_lengths) {
+        const std::vector<int32_t> ids = prompt(length, model.vocab_size());
+        const Spread t = time_call(
+            [&] {
+              model.reset(slot);
+              model.advance({slot}, ids);
+            },
+            plan.repeat);
+        report.add({"prefill", name, dtype + " L" + std::to_string(length), static_cast<double>(length),
+                    rate_of(t, static_cast<double>(length)), "tok/s",
+                    ceilings.sgemm_gflops.median * 1e9 / model.projection_flops()});
+      }
+      for (int64_t batch : plan.decode_batches) {
+        std::vector<m4j_slot> slots = {slot};
+        while (static_cast<int64_t>(slots.size()) < batch) slots.push_back(model.take());
+        const std::vector<int32_t> ids = prompt(batch, model.vocab_size());
+        const Spread t = time_call([&] { model.advance(slots, ids); }, plan.repeat, 0.3);
+        const double bytes = static_cast<double>(model.matrix_bytes()) + 2.0 * static_cast<double>(batch * model.state_bytes());
+        report.add({"decode", name, dtype + " B" + std::to_string(batch), static_cast<double>(batch),
+                    rate_of(t, static_cast<double>(batch)), "tok/s",
+                    ceilings.read_gb_s.median * 1e9 / bytes * static_cast<double>(batch)});
+      }
+      model.reset(slot);
+      int64_t position = 0;
+      for (int64_t context : plan.contexts) {
+        while (position < context) {
+          const int64_t n = std::min<int64_t>(4096, context - position);
+          model.advance({slot}, prompt(n, model.vocab_size()));
+          position += n;
+        }
+        const Spread t = time_call([&] { model.advance({slot}, {static_cast<int32_t>(++position % 97)}); }, plan.repeat, 0.3);
+        report.add({"context", name, dtype + " context " + std::to_string(context), static_cast<double>(context), rate_of(t, 1),
+                    "tok/s", 0});
+      }
+    }
+  }
+}
+
+}  // namespace m4j::bench

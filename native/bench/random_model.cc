@@ -1,0 +1,244 @@
+#include "random_model.h"
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+
+
+namespace m4j::bench {
+namespace {
+
+// splitmix64: fast enough to fill gigabytes.
+class Random {
+ public:
+  explicit Random(uint64_t seed) : state_(seed) {}
+  uint64_t bits() {
+    uint64_t z = state_ += 0x9E3779B97F4A7C15u;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return z ^ (z >> 31);
+  }
+  // Uniform with mean 0 and standard deviation `std`.
+  float centred(float std) {
+    return (static_cast<float>(bits() >> 40) * 0x1p-24f - 0.5f) * (3.4641016f * std);
+  }
+  float between(float lo, float hi) { return lo + static_cast<float>(bits() >> 40) * 0x1p-24f * (hi - lo); }
+
+ private:
+  uint64_t state_;
+};
+
+void check(m4j_status status, const m4j_error& err) {
+  if (status != M4J_OK) throw std::runtime_error(err.message);
+}
+
+// Rounded to nearest; the weights drawn here are neither infinite nor NaN.
+uint16_t to_bf16(float v) {
+  const uint32_t bits = std::bit_cast<uint32_t>(v);
+  return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
+// Cut off, not rounded; below the smallest normal number: zero. Good enough for random weights.
+uint16_t to_f16(float v) {
+  const uint32_t bits = std::bit_cast<uint32_t>(v);
+  const int32_t exponent = static_cast<int32_t>(bits >> 23 & 0xFF) - 112;
+  const uint32_t sign = bits >> 16 & 0x8000;
+  return static_cast<uint16_t>(exponent <= 0 ? sign : sign | static_cast<uint32_t>(exponent) << 10 | (bits >> 13 & 0x3FF));
+}
+
+constexpr int64_t kConv = 4;
+
+}  // namespace
+
+const std::vector<Shape>& shapes() {
+  static const std::vector<Shape> all = {
+      {"mamba-tiny", M4J_MAMBA1, 3, 128, 16, 8, 0, 512},
+      {"mamba-130m", M4J_MAMBA1, 24, 768, 16, 48, 0, 50280},
+      {"mamba-370m", M4J_MAMBA1, 48, 1024, 16, 64, 0, 50280},
+      {"mamba-1.4b", M4J_MAMBA1, 48, 2048, 16, 128, 0, 50280},
+      {"mamba-2.8b", M4J_MAMBA1, 64, 2560, 16, 160, 0, 50280},
+      {"mamba2-130m", M4J_MAMBA2, 24, 768, 128, 0, 64, 50288},
+      {"mamba2-370m", M4J_MAMBA2, 48, 1024, 128, 0, 64, 50288},
+      {"mamba2-1.3b", M4J_MAMBA2, 48, 2048, 128, 0, 64, 50288},
+      {"mamba2-2.7b", M4J_MAMBA2, 64, 2560, 128, 0, 64, 50288},
+  };
+  return all;
+}
+
+const Shape* find_shape(const std::string& name) {
+  for (const Shape& s : shapes())
+    if (name == s.name) return &s;
+  return nullptr;
+}
+
+struct RandomModel::Weights {
+  std::vector<std::vector<uint8_t>> storage;
+  std::vector<m4j_layer_weights> layers;
+  m4j_model_weights model{};
+  int32_t dtype;
+  Random random{42};
+
+  template <typename Draw>
+  m4j_tensor make(int32_t type, std::vector<int64_t> shape, Draw draw) {
+    int64_t n = 1;
+    for (int64_t s : shape) n *= s;
+    storage.emplace_back(static_cast<size_t>(n) * (type == M4J_F32 ? 4 : 2));
+    m4j_tensor t{};
+    t.data = storage.back().data();
+    t.dtype = type;
+    t.rank = static_cast<int32_t>(shape.size());
+    int64_t stride = 1;
+    for (size_t d = shape.size(); d-- > 0;) {
+      t.shape[d] = shape[d];
+      t.strides[d] = stride;
+      stride *= shape[d];
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      const float v = draw();
+      if (type == M4J_F32) {
+        static_cast<float*>(t.data)[i] = v;
+      } else {
+        static_cast<uint16_t*>(t.data)[i] = type == M4J_BF16 ? to_bf16(v) : to_f16(v);
+      }
+    }
+    return t;
+  }
+  m4j_tensor matrix(int64_t rows, int64_t cols, float std) {
+    return make(dtype, {rows, cols}, [&] { return random.centred(std); });
+  }
+  template <typename Draw>
+  m4j_tensor small(std::vector<int64_t> shape, Draw draw) {
+    return make(M4J_F32, std::move(shape), draw);
+  }
+};
+
+RandomModel::RandomModel(const Shape& s, int32_t dtype, int threads, const char* simd_target) : config_{} {
+  const int64_t D = s.d_model, E = 2 * D, N = s.d_state;
+  const bool mamba2 = s.family == M4J_MAMBA2;
+  const int64_t H = mamba2 ? E / s.headdim : 0, C = mamba2 ? E + 2 * N : E;
+  config_.struct_size = sizeof(config_);
+  config_.family = s.family;
+  config_.n_layer = s.n_layer;
+  config_.vocab_size = s.vocab_size;
+  config_.d_model = D;
+  config_.d_inner = E;
+  config_.d_state = N;
+  config_.d_conv = kConv;
+  config_.dt_rank = s.dt_rank;
+  config_.n_heads = H;
+  config_.headdim = s.headdim;
+  config_.n_groups = mamba2 ? 1 : 0;
+  config_.chunk_size = mamba2 ? 256 : 0;
+  config_.norm_eps = 1e-5f;
+  if (mamba2) config_.dt_max = std::numeric_limits<float>::infinity();
+
+  auto w = std::make_shared<Weights>();
+  Random& r = w->random;
+  w->dtype = dtype;
+  const auto about_one = [&] { return 1.0f + r.centred(0.1f); };
+  const auto dt_bias = [&] {  // softplus of it is log-uniform over 0.001 ... 0.1
+    const double dt = std::exp(static_cast<double>(r.between(-6.9f, -2.3f)));
+    return static_cast<float>(dt + std::log(-std::expm1(-dt)));
+  };
+  const float in_std = 1.0f / std::sqrt(static_cast<float>(D)), out_std = 1.0f / std::sqrt(static_cast<float>(E));
+  w->model.struct_size = sizeof(w->model);
+  w->model.embedding = w->matrix(s.vocab_size, D, 0.02f);
+  w->model.norm_f = w->small({D}, about_one);
+  for (int64_t i = 0; i < s.n_layer; ++i) {
+    m4j_layer_weights l{};
+    l.norm = w->small({D}, about_one);
+    l.in_proj = w->matrix(mamba2 ? E + C + H : 2 * E, D, in_std);
+    l.conv_weight = w->small({C, kConv}, [&] { return r.between(-0.5f, 0.5f); });
+    l.conv_bias = w->small({C}, [&] { return r.centred(0.1f); });
+    l.out_proj = w->matrix(D, E, out_std);
+    if (mamba2) {
+      l.dt_bias = w->small({H}, dt_bias);
+      l.a_log = w->small({H}, [&] { return std::log(r.between(1.0f, 16.0f)); });
+      l.d = w->small({H}, about_one);
+      l.mixer_norm = w->small({E}, about_one);
+    } else {
+      l.x_proj = w->matrix(s.dt_rank + 2 * N, E, 2.0f * out_std);
+      l.dt_proj = w->matrix(E, s.dt_rank, 0.5f / std::sqrt(static_cast<float>(s.dt_rank)));
+      l.dt_bias = w->small({E}, dt_bias);
+      int64_t n = 0;
+      l.a_log = w->small({E, N}, [&] { return std::log(static_cast<float>(n++ % N + 1)); });
+      l.d = w->small({E}, about_one);
+    }
+    w->layers.push_back(l);
+  }
+  w->model.layers = w->layers.data();
+  weights_ = std::move(w);
+  open(threads, simd_target);
+}
+
+RandomModel::RandomModel(const RandomModel& other, int threads, const char* simd_target)
+    : config_(other.config_), weights_(other.weights_) {
+  open(threads, simd_target);
+}
+
+void RandomModel::open(int threads, const char* simd_target) {
+  m4j_error err{};
+  m4j_engine_options options{};
+  options.struct_size = sizeof(options);
+  options.threads = threads;
+  options.simd_target = simd_target;
+  check(m4j_engine_create(&options, &engine_, &err), err);
+  check(m4j_model_create(engine_, &config_, &weights_->model, &model_, &err), err);
+  check(m4j_states_create(model_, 0, &states_, &err), err);
+}
+
+RandomModel::~RandomModel() {
+  m4j_states_release(states_);
+  m4j_model_release(model_);
+  m4j_engine_release(engine_);
+}
+
+m4j_slot RandomModel::take() {
+  m4j_error err{};
+  m4j_slot slot = 0;
+  check(m4j_slot_take(states_, &slot, &err), err);
+  return slot;
+}
+
+void RandomModel::reset(m4j_slot slot) {
+  m4j_error err{};
+  check(m4j_slot_reset(states_, slot, &err), err);
+}
+
+const float* RandomModel::advance(const std::vector<m4j_slot>& slots, const std::vector<int32_t>& tokens) {
+  const int64_t n = static_cast<int64_t>(slots.size()), each = static_cast<int64_t>(tokens.size()) / n;
+  offsets_.resize(slots.size() + 1);
+  for (int64_t i = 0; i <= n; ++i) offsets_[static_cast<size_t>(i)] = i * each;
+  logits_.resize(static_cast<size_t>(n * config_.vocab_size));
+  m4j_advance_args args{};
+  args.struct_size = sizeof(args);
+  args.n_seqs = n;
+  args.slots = slots.data();
+  args.tokens = tokens.data();
+  args.offsets = offsets_.data();
+  args.logits_mode = M4J_LOGITS_LAST;
+  args.logits = logits_.data();
+  args.logits_capacity = static_cast<int64_t>(logits_.size());
+  m4j_error err{};
+  check(m4j_advance(states_, &args, &err), err);
+  return logits_.data();
+}
+
+int64_t RandomModel::matrix_bytes() const {
+  const int64_t width = weights_->dtype == M4J_F32 ? 4 : 2;
+  return static_cast<int64_t>(projection_flops() / 2) * width + config_.vocab_size * config_.d_model * width;
+}
+
+double RandomModel::projection_flops() const {
+  double n = 0;
+  for (const m4j_layer_weights& l : weights_->layers)
+    for (const m4j_tensor* t : {&l.in_proj, &l.x_proj, &l.dt_proj, &l.out_proj})
+      if (t->data != nullptr) n += static_cast<double>(t->shape[0]) * static_cast<double>(t->shape[1]);
+  return 2 * n;
+}
+
+int64_t RandomModel::state_bytes() const { return m4j_model_state_bytes(model_); }
+
+}  // namespace m4j::bench

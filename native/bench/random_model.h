@@ -1,0 +1,57 @@
+// Models of the published shapes with random weights made in memory, driven through the C ABI like a user's.
+#pragma once
+
+#include <mamba4j.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace m4j::bench {
+
+struct Shape {
+  const char* name;
+  int32_t family;
+  int64_t n_layer, d_model, d_state, dt_rank, headdim, vocab_size;
+};
+
+// Published shapes: mamba-130m … mamba-2.8b, mamba2-130m … mamba2-2.7b, and a small one for latency.
+const std::vector<Shape>& shapes();
+const Shape* find_shape(const std::string& name);
+
+class RandomModel {
+ public:
+  // Matrices in `dtype` (M4J_F32, M4J_F16, M4J_BF16), everything else float32. Throws std::runtime_error.
+  RandomModel(const Shape& shape, int32_t dtype, int threads, const char* simd_target = nullptr);
+  // The same weights on another engine.
+  RandomModel(const RandomModel& weights, int threads, const char* simd_target);
+  ~RandomModel();
+  RandomModel& operator=(const RandomModel&) = delete;
+
+  m4j_slot take();
+  void reset(m4j_slot slot);
+  // One ragged batch of equally long sequences; logits of each last token, [slots, V].
+  const float* advance(const std::vector<m4j_slot>& slots, const std::vector<int32_t>& tokens);
+
+  int64_t vocab_size() const { return config_.vocab_size; }
+  // Bytes that a decode step must read at least: every matrix once, head included.
+  int64_t matrix_bytes() const;
+  // Floating-point operations of the projections a token, without the head.
+  double projection_flops() const;
+  int64_t state_bytes() const;
+
+ private:
+  struct Weights;
+  void open(int threads, const char* simd_target);
+
+  m4j_model_config config_;
+  std::shared_ptr<const Weights> weights_;
+  m4j_engine* engine_ = nullptr;
+  m4j_model* model_ = nullptr;
+  m4j_states* states_ = nullptr;
+  std::vector<float> logits_;
+  std::vector<int64_t> offsets_;
+};
+
+}  // namespace m4j::bench
