@@ -13,6 +13,7 @@
 #define HWY_TARGET_INCLUDE "ops/cpu/linear.cc"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
+#include "ops/cpu/vec-inl.h"
 #include "ops/half.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -21,57 +22,24 @@ namespace HWY_NAMESPACE {
 namespace {
 
 namespace hn = hwy::HWY_NAMESPACE;
-using D = hn::ScalableTag<float>;
-using V = hn::Vec<D>;
-constexpr int64_t kLanes = HWY_LANES(float);
 
 struct F32Weight {
   using T = float;
-  static HWY_INLINE V load(const float* p) { return hn::LoadU(D(), p); }
+  static HWY_INLINE Vec load(const float* p) { return hn::LoadU(VecTag(), p); }
   static float widen(float v) { return v; }
 };
 
 struct Bf16Weight {
   using T = uint16_t;
-  static HWY_INLINE V load(const uint16_t* p) {
-    const hn::Rebind<uint16_t, D> d16;
-    const hn::RebindToUnsigned<D> d32;
-    return hn::BitCast(D(), hn::ShiftLeft<16>(hn::PromoteTo(d32, hn::LoadU(d16, p))));
-  }
+  static HWY_INLINE Vec load(const uint16_t* p) { return widen_bf16(p); }
   static float widen(uint16_t v) { return bf16_to_f32(v); }
 };
 
 struct F16Weight {
   using T = uint16_t;
-  static HWY_INLINE V load(const uint16_t* p) {
-    const hn::Rebind<hwy::float16_t, D> d16;
-    const hn::RebindToUnsigned<decltype(d16)> du16;
-    return hn::PromoteTo(D(), hn::BitCast(d16, hn::LoadU(du16, p)));
-  }
+  static HWY_INLINE Vec load(const uint16_t* p) { return widen_f16(p); }
   static float widen(uint16_t v) { return f16_to_f32(v); }
 };
-
-// Four vectors of partial sums to four sums: within 128-bit blocks (l0 + l2) + (l1 + l3), then halves over blocks.
-template <class VT, class DT>
-HWY_INLINE void fold_blocks(DT d, VT v, float* HWY_RESTRICT sums) {
-  if constexpr (hn::MaxLanes(DT()) <= 4) {
-    hn::StoreU(v, d, sums);
-  } else {
-    const hn::Half<DT> dh;
-    fold_blocks(dh, hn::Add(hn::LowerHalf(dh, v), hn::UpperHalf(dh, v)), sums);
-  }
-}
-
-HWY_INLINE void fold4(V a, V b, V c, V e, float* HWY_RESTRICT sums) {
-  const D d;
-  const hn::RepartitionToWide<D> dw;
-  const V ab = hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
-  const V ce = hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e));
-  const auto ab2 = hn::BitCast(dw, ab), ce2 = hn::BitCast(dw, ce);
-  fold_blocks(d,
-              hn::Add(hn::BitCast(d, hn::InterleaveLower(dw, ab2, ce2)), hn::BitCast(d, hn::InterleaveUpper(dw, ab2, ce2))),
-              sums);
-}
 
 struct Operands {
   const float* x;  // [MT, in]
@@ -93,8 +61,8 @@ HWY_NOINLINE void tile(const Operands& a, const typename W::T* HWY_RESTRICT w) {
   constexpr bool kPacked = kLayout == Layout::kPacked;
   constexpr bool kPrefetch = !kPacked && MT <= 2 && NT > 1;
   constexpr int kTotal = MT * NT, kPadded = (kTotal + 3) / 4 * 4;
-  const D d;
-  V acc[kPadded];
+  const VecTag d;
+  Vec acc[kPadded];
 #pragma GCC unroll 32
   for (int i = 0; i < kPadded; ++i) acc[i] = hn::Zero(d);
 
@@ -102,7 +70,7 @@ HWY_NOINLINE void tile(const Operands& a, const typename W::T* HWY_RESTRICT w) {
   const float* HWY_RESTRICT x = a.x;
   const int64_t whole = a.in - a.in % kLanes;
   for (int64_t k = 0; k < whole; k += kLanes) {
-    V wv[NT];
+    Vec wv[NT];
 #pragma GCC unroll 8
     for (int j = 0; j < NT; ++j) {
       wv[j] = W::load(kPacked ? w + k * NT + j * kLanes : w + j * ld_w + k);
@@ -110,7 +78,7 @@ HWY_NOINLINE void tile(const Operands& a, const typename W::T* HWY_RESTRICT w) {
     }
 #pragma GCC unroll 8
     for (int i = 0; i < MT; ++i) {
-      const V xv = hn::LoadU(d, x + i * ld_x + k);
+      const Vec xv = hn::LoadU(d, x + i * ld_x + k);
 #pragma GCC unroll 8
       for (int j = 0; j < NT; ++j) acc[i * NT + j] = hn::MulAdd(wv[j], xv, acc[i * NT + j]);
     }
@@ -125,7 +93,7 @@ HWY_NOINLINE void tile(const Operands& a, const typename W::T* HWY_RESTRICT w) {
     for (int i = 0; i < MT; ++i) {
       std::memset(xt, 0, sizeof(xt));
       std::memcpy(xt, x + i * ld_x + whole, static_cast<size_t>(rest) * sizeof(float));
-      const V xv = hn::Load(d, xt);
+      const Vec xv = hn::Load(d, xt);
 #pragma GCC unroll 8
       for (int j = 0; j < NT; ++j) acc[i * NT + j] = hn::MulAdd(hn::Load(d, wt[j]), xv, acc[i * NT + j]);
     }
@@ -133,7 +101,7 @@ HWY_NOINLINE void tile(const Operands& a, const typename W::T* HWY_RESTRICT w) {
 
   HWY_ALIGN float sums[kPadded];
 #pragma GCC unroll 8
-  for (int i = 0; i < kPadded; i += 4) fold4(acc[i], acc[i + 1], acc[i + 2], acc[i + 3], sums + i);
+  for (int i = 0; i < kPadded; i += 4) sum_lanes4(acc[i], acc[i + 1], acc[i + 2], acc[i + 3], sums + i);
   for (int i = 0; i < MT; ++i)
     for (int j = 0; j < NT; ++j)
       a.out[i * a.ld_out + j] = a.bias == nullptr ? sums[i * NT + j] : sums[i * NT + j] + a.bias[j];
@@ -180,11 +148,9 @@ void few_tokens(const LinearArgs& a, int64_t tokens, const float* x, float* out,
 // Bytes of float32 weights in a panel: it lies in the second-level cache while all tokens pass over it.
 constexpr int64_t kPanelBytes = 256 * 1024;
 
-int64_t padded(int64_t in) { return (in + kLanes - 1) / kLanes * kLanes; }
-
 int64_t panel_outputs(int64_t in) {
   constexpr int64_t NT = kOutputs[kMaxTokens];
-  return std::max<int64_t>(NT, kPanelBytes / (padded(in) * 4) / NT * NT);
+  return std::max<int64_t>(NT, kPanelBytes / (round_up(in) * 4) / NT * NT);
 }
 
 // NT rows to float32, interleaved vector by vector.
@@ -192,10 +158,10 @@ template <class W, int NT>
 void pack_rows(const typename W::T* HWY_RESTRICT w, int64_t ld_w, int64_t in, float* HWY_RESTRICT out) {
   int64_t k = 0;
   for (; k + kLanes <= in; k += kLanes)
-    for (int j = 0; j < NT; ++j, out += kLanes) hn::Store(W::load(w + j * ld_w + k), D(), out);
+    for (int j = 0; j < NT; ++j, out += kLanes) hn::Store(W::load(w + j * ld_w + k), VecTag(), out);
   if (k == in) return;
   for (int j = 0; j < NT; ++j, out += kLanes) {
-    hn::Store(hn::Zero(D()), D(), out);
+    hn::Store(hn::Zero(VecTag()), VecTag(), out);
     for (int64_t l = 0; k + l < in; ++l) out[l] = W::widen(w[j * ld_w + k + l]);
   }
 }
@@ -203,8 +169,8 @@ void pack_rows(const typename W::T* HWY_RESTRICT w, int64_t ld_w, int64_t in, fl
 template <class W>
 void pack_panel(const typename W::T* HWY_RESTRICT w, int64_t ld_w, int64_t rows, int64_t in, float* HWY_RESTRICT out) {
   constexpr int NT = kOutputs[kMaxTokens];
-  for (; rows >= NT; rows -= NT, w += NT * ld_w, out += NT * padded(in)) pack_rows<W, NT>(w, ld_w, in, out);
-  for (; rows > 0; --rows, w += ld_w, out += padded(in)) pack_rows<W, 1>(w, ld_w, in, out);
+  for (; rows >= NT; rows -= NT, w += NT * ld_w, out += NT * round_up(in)) pack_rows<W, NT>(w, ld_w, in, out);
+  for (; rows > 0; --rows, w += ld_w, out += round_up(in)) pack_rows<W, 1>(w, ld_w, in, out);
 }
 
 template <class W>
@@ -223,7 +189,7 @@ void linear(const LinearArgs& a, const Share& share) {
     pack_panel<W>(w + n * a.ld_weight, a.ld_weight, stop - n, a.in, share.scratch);
     for (int64_t t = 0; t < a.tokens; t += kMaxTokens) {
       few_tokens<F32Weight, Layout::kPacked>(a, std::min<int64_t>(kMaxTokens, a.tokens - t), a.x + t * a.ld_x,
-                                             a.out + t * a.ld_out, share.scratch, padded(a.in), n, stop);
+                                             a.out + t * a.ld_out, share.scratch, round_up(a.in), n, stop);
     }
   }
 }
@@ -238,7 +204,7 @@ void Linear(const LinearArgs& a, const Share& share) {
   }
 }
 
-int64_t LinearScratch(int64_t in, DType) { return panel_outputs(in) * padded(in); }
+int64_t LinearScratch(int64_t in, DType) { return panel_outputs(in) * round_up(in); }
 
 }  // namespace HWY_NAMESPACE
 }  // namespace m4j
