@@ -132,7 +132,7 @@ wants_help() { [[ " $* " == *" --help "* || " $* " == *" -h "* ]]; }
 run_native() {
   build_native_harness
   "$M4J_BENCH" --json "$RESULTS/native.json" --html "$RESULTS/native.html" "$@"
-  say "Written to build/bench-results: native.json, native.html"
+  [[ " $* " == *" --check-only "* ]] || say "Written to build/bench-results: native.json, native.html"
 }
 
 run_java() {
