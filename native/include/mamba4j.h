@@ -341,7 +341,7 @@ typedef struct m4j_linear_args {
 
 M4J_API m4j_status m4j_linear(m4j_engine* engine, const m4j_linear_args* args, m4j_error* err);
 
-/* out[i] = table[ids[i]]; ids [n_ids], table [V, D] (F32, F16 or BF16), out [n_ids, D]. */
+/* out[i] = table[ids[i]]; ids [n_ids], table [V, D] (F32, F16 or BF16) and out [n_ids, D] with rows contiguous. */
 M4J_API m4j_status m4j_embedding(m4j_engine* engine, const m4j_tensor* table, const int32_t* ids, int64_t n_ids,
                                  const m4j_tensor* out, m4j_error* err);
 
