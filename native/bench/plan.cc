@@ -14,7 +14,9 @@ int32_t dtype_of(const std::string& name) {
   if (name == "f32") return M4J_F32;
   if (name == "f16") return M4J_F16;
   if (name == "bf16") return M4J_BF16;
-  throw std::invalid_argument("dtype '" + name + "' is unknown; known: f32, f16, bf16");
+  if (name == "int8") return M4J_Q8_0;
+  if (name == "int4") return M4J_Q4_0;
+  throw std::invalid_argument("dtype '" + name + "' is unknown; known: f32, f16, bf16, int8, int4");
 }
 
 std::vector<int> Plan::thread_counts() const {

@@ -1,10 +1,13 @@
 #include "random_model.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <stdexcept>
+
+#include "ops/ops.h"
 
 
 namespace m4j::bench {
@@ -105,8 +108,33 @@ struct RandomModel::Weights {
     }
     return t;
   }
+  // Rows that are no whole number of blocks stay bfloat16 in a quantised model.
   m4j_tensor matrix(int64_t rows, int64_t cols, float std) {
-    return make(dtype, {rows, cols}, [&] { return random.centred(std); });
+    const auto draw = [&] { return random.centred(std); };
+    if (dtype != M4J_Q8_0 && dtype != M4J_Q4_0) return make(dtype, {rows, cols}, draw);
+    if (cols % kQuantBlock != 0) return make(M4J_BF16, {rows, cols}, draw);
+    return quantised_matrix(rows, cols, std);
+  }
+  // Random codes with one scale: the same spread of weights without the time to quantise gigabytes.
+  m4j_tensor quantised_matrix(int64_t rows, int64_t cols, float std) {
+    const int64_t n = rows * cols, block = dtype_bytes(static_cast<DType>(dtype), kQuantBlock);
+    storage.emplace_back(static_cast<size_t>(dtype_bytes(static_cast<DType>(dtype), n)));
+    const uint16_t scale = to_f16(std * 1.7320508f / (dtype == M4J_Q8_0 ? 127 : 8));
+    for (int64_t b = 0; b < n / kQuantBlock; ++b) {
+      uint8_t* p = storage.back().data() + b * block;
+      std::memcpy(p, &scale, sizeof(scale));
+      for (int64_t i = sizeof(scale); i < block; i += 8) {
+        const uint64_t codes = random.bits();
+        std::memcpy(p + i, &codes, static_cast<size_t>(std::min<int64_t>(8, block - i)));
+      }
+    }
+    m4j_tensor t{};
+    t.data = storage.back().data();
+    t.dtype = dtype;
+    t.rank = 2;
+    t.shape[0] = rows, t.shape[1] = cols;
+    t.strides[0] = cols, t.strides[1] = 1;
+    return t;
   }
   template <typename Draw>
   m4j_tensor small(std::vector<int64_t> shape, Draw draw) {
@@ -227,16 +255,23 @@ const float* RandomModel::advance(const std::vector<m4j_slot>& slots, const std:
 }
 
 int64_t RandomModel::matrix_bytes() const {
-  const int64_t width = weights_->dtype == M4J_F32 ? 4 : 2;
-  return static_cast<int64_t>(projection_flops() / 2) * width + config_.vocab_size * config_.d_model * width;
+  int64_t bytes = 0;
+  for_each_matrix([&](const m4j_tensor& t) { bytes += dtype_bytes(static_cast<DType>(t.dtype), t.shape[0] * t.shape[1]); });
+  const m4j_tensor& head = weights_->model.embedding;
+  return bytes + dtype_bytes(static_cast<DType>(head.dtype), head.shape[0] * head.shape[1]);
 }
 
 double RandomModel::projection_flops() const {
   double n = 0;
+  for_each_matrix([&](const m4j_tensor& t) { n += static_cast<double>(t.shape[0]) * static_cast<double>(t.shape[1]); });
+  return 2 * n;
+}
+
+template <typename Use>
+void RandomModel::for_each_matrix(Use use) const {
   for (const m4j_layer_weights& l : weights_->layers)
     for (const m4j_tensor* t : {&l.in_proj, &l.x_proj, &l.dt_proj, &l.out_proj})
-      if (t->data != nullptr) n += static_cast<double>(t->shape[0]) * static_cast<double>(t->shape[1]);
-  return 2 * n;
+      if (t->data != nullptr) use(*t);
 }
 
 int64_t RandomModel::state_bytes() const { return m4j_model_state_bytes(model_); }

@@ -22,7 +22,7 @@ const Shape* find_shape(const std::string& name);
 
 class RandomModel {
  public:
-  // Matrices in `dtype` (M4J_F32, M4J_F16, M4J_BF16), everything else float32. Throws std::runtime_error.
+  // Matrices in `dtype` (M4J_F32 ... M4J_Q4_0), everything else float32. Throws std::runtime_error.
   RandomModel(const Shape& shape, int32_t dtype, int threads, const char* simd_target = nullptr);
   // The same weights on another engine.
   RandomModel(const RandomModel& weights, int threads, const char* simd_target);
@@ -43,6 +43,9 @@ class RandomModel {
 
  private:
   struct Weights;
+  // Of the layers.
+  template <typename Use>
+  void for_each_matrix(Use use) const;
   void open(int threads, const char* simd_target);
 
   m4j_model_config config_;

@@ -85,13 +85,19 @@ M4J_API const char* m4j_simd_targets(void);
 
 /* ---- Tensors ------------------------------------------------------------------------------------------------- */
 
-enum { M4J_F32 = 0, M4J_F16 = 1, M4J_BF16 = 2 };
+/* Q8_0 and Q4_0 are the quantised types of GGUF: rows are blocks of 32 weights with a float16 scale d in front,
+ *   Q8_0 (34 bytes): 32 int8 q, weight = d * q
+ *   Q4_0 (18 bytes): byte i holds q of weight i in its low and of weight i + 16 in its high four bits,
+ *                    weight = d * (q - 8)
+ * Shapes and strides count weights; a quantised tensor is contiguous, its last dimension a multiple of 32, its address
+ * free. Only matrices may be quantised: embedding, lm_head, in_proj, x_proj, dt_proj, out_proj, weight of linear. */
+enum { M4J_F32 = 0, M4J_F16 = 1, M4J_BF16 = 2, M4J_Q8_0 = 3, M4J_Q4_0 = 4 };
 
 /* A strided view on caller-owned memory. data == NULL means absent where a field is optional.
  * data is aligned to its element. Strides are in elements and may be 0 (broadcast) for inputs. */
 typedef struct m4j_tensor {
   void* data;
-  int32_t dtype; /* M4J_F32, M4J_F16, M4J_BF16 */
+  int32_t dtype; /* M4J_F32 ... M4J_Q4_0 */
   int32_t rank;  /* 1 ... M4J_MAX_RANK */
   int64_t shape[M4J_MAX_RANK];
   int64_t strides[M4J_MAX_RANK];
@@ -152,7 +158,8 @@ typedef struct m4j_model_config {
   float dt_max;          /* may be +Infinity */
 } m4j_model_config;
 
-/* Weights of one layer, all contiguous (row-major), F32, F16 or BF16 each. Optional ones may be absent (data NULL). */
+/* Weights of one layer, all contiguous (row-major), F32, F16 or BF16 each, the matrices also Q8_0 or Q4_0. Optional
+ * ones may be absent (data NULL). */
 typedef struct m4j_layer_weights {
   m4j_tensor norm;          /* [D] */
   m4j_tensor in_proj;       /* Mamba-1 [2E, D] rows x,z; Mamba-2 [2E + 2GN + H, D] rows z,x,B,C,dt */
@@ -334,14 +341,18 @@ M4J_API m4j_status m4j_rms_norm(m4j_engine* engine, const m4j_rms_norm_args* arg
 typedef struct m4j_linear_args {
   uint64_t struct_size;
   m4j_tensor x;      /* [rows, in], rows contiguous */
-  m4j_tensor weight; /* [out, in], rows contiguous; F32, F16 or BF16 */
+  m4j_tensor weight; /* [out, in], rows contiguous; any dtype */
   m4j_tensor bias;   /* optional [out] */
   m4j_tensor out;    /* [rows, out], rows contiguous */
 } m4j_linear_args;
 
 M4J_API m4j_status m4j_linear(m4j_engine* engine, const m4j_linear_args* args, m4j_error* err);
 
-/* out[i] = table[ids[i]]; ids [n_ids], table [V, D] (F32, F16 or BF16) and out [n_ids, D] with rows contiguous. */
+/* Quantises weights [rows, in] (F32, F16 or BF16, contiguous, finite) into out [rows, in] (Q8_0 or Q4_0). Scales are
+ * chosen for the least squared error of each block. */
+M4J_API m4j_status m4j_quantize(m4j_engine* engine, const m4j_tensor* weights, const m4j_tensor* out, m4j_error* err);
+
+/* out[i] = table[ids[i]]; ids [n_ids], table [V, D] (any dtype) and out [n_ids, D] with rows contiguous. */
 M4J_API m4j_status m4j_embedding(m4j_engine* engine, const m4j_tensor* table, const int32_t* ids, int64_t n_ids,
                                  const m4j_tensor* out, m4j_error* err);
 

@@ -98,15 +98,15 @@ class Layout {
   f(m4j_model_ssm_state_size) f(m4j_model_fingerprint) f(m4j_states_create) f(m4j_states_release)                \
   f(m4j_slot_take) f(m4j_slot_release) f(m4j_slot_reset) f(m4j_slot_copy) f(m4j_slot_position)                   \
   f(m4j_slot_export_size) f(m4j_slot_export) f(m4j_slot_import) f(m4j_slot_read) f(m4j_advance)                  \
-  f(m4j_selective_scan) f(m4j_ssd) f(m4j_causal_conv1d) f(m4j_rms_norm) f(m4j_linear) f(m4j_embedding)           \
-  f(m4j_softmax) f(m4j_log_softmax)
+  f(m4j_selective_scan) f(m4j_ssd) f(m4j_causal_conv1d) f(m4j_rms_norm) f(m4j_linear) f(m4j_quantize)           \
+  f(m4j_embedding) f(m4j_softmax) f(m4j_log_softmax)
 
 #define M4J_CONSTANTS(f)                                                                                         \
-  f(M4J_ABI_VERSION) f(M4J_MAX_RANK) f(M4J_ERROR_MESSAGE_SIZE) f(M4J_OK) f(M4J_ERR_INVALID_ARGUMENT)             \
-  f(M4J_ERR_STALE_SLOT) f(M4J_ERR_BUSY) f(M4J_ERR_EXHAUSTED) f(M4J_ERR_OUT_OF_MEMORY) f(M4J_ERR_UNSUPPORTED)     \
-  f(M4J_ERR_MISMATCH) f(M4J_ERR_INTERNAL) f(M4J_F32) f(M4J_F16) f(M4J_BF16) f(M4J_LOG_DEBUG) f(M4J_LOG_INFO)     \
-  f(M4J_LOG_WARNING) f(M4J_LOG_ERROR) f(M4J_MAMBA1) f(M4J_FALCON_MAMBA) f(M4J_MAMBA2) f(M4J_LOGITS_NONE)         \
-  f(M4J_LOGITS_LAST) f(M4J_LOGITS_ALL)
+  f(M4J_ABI_VERSION) f(M4J_MAX_RANK) f(M4J_ERROR_MESSAGE_SIZE) f(M4J_OK) f(M4J_ERR_INVALID_ARGUMENT)            \
+  f(M4J_ERR_STALE_SLOT) f(M4J_ERR_BUSY) f(M4J_ERR_EXHAUSTED) f(M4J_ERR_OUT_OF_MEMORY) f(M4J_ERR_UNSUPPORTED)    \
+  f(M4J_ERR_MISMATCH) f(M4J_ERR_INTERNAL) f(M4J_F32) f(M4J_F16) f(M4J_BF16) f(M4J_Q8_0) f(M4J_Q4_0)             \
+  f(M4J_LOG_DEBUG) f(M4J_LOG_INFO) f(M4J_LOG_WARNING) f(M4J_LOG_ERROR) f(M4J_MAMBA1) f(M4J_FALCON_MAMBA)        \
+  f(M4J_MAMBA2) f(M4J_LOGITS_NONE) f(M4J_LOGITS_LAST) f(M4J_LOGITS_ALL)
 
 Layout::Layout() {
   M4J_STRUCT(m4j_error, M4J_ERROR_FIELDS)

@@ -100,10 +100,15 @@ void check_config(const m4j_model_config& c) {
 }
 
 void check_weight(const char* prefix, const char* name, const m4j_tensor& t, std::initializer_list<Dim> shape,
-                  Presence presence = Presence::kRequired) {
+                  Presence presence = Presence::kRequired, Types types = Types::kAnyFloat) {
   char full_name[64];
   std::snprintf(full_name, sizeof full_name, "%s%s", prefix, name);
-  if (check_tensor({full_name, t}, shape, Types::kAnyFloat, presence)) check_contiguous({full_name, t});
+  if (check_tensor({full_name, t}, shape, types, presence)) check_contiguous({full_name, t});
+}
+
+void check_matrix(const char* prefix, const char* name, const m4j_tensor& t, std::initializer_list<Dim> shape,
+                  Presence presence = Presence::kRequired) {
+  check_weight(prefix, name, t, shape, presence, Types::kWeight);
 }
 
 void check_absent(const char* prefix, const char* name, const m4j_tensor& t, const char* family) {
@@ -118,7 +123,7 @@ void check_layer(const Config& c, int64_t index, const m4j_layer_weights& w) {
   const Dim d_model{"d_model", c.d_model}, d_inner{"d_inner", c.d_inner}, d_state{"d_state", c.d_state};
   const Dim in_rows{"in_proj rows", c.in_proj_rows()}, channels{"channels", c.conv_channels()};
   check_weight(prefix, "norm", w.norm, {d_model});
-  check_weight(prefix, "in_proj", w.in_proj, {in_rows, d_model});
+  check_matrix(prefix, "in_proj", w.in_proj, {in_rows, d_model});
   check_weight(prefix, "in_proj_bias", w.in_proj_bias, {in_rows}, Presence::kOptional);
   check_weight(prefix, "conv_weight", w.conv_weight, {channels, {"d_conv", c.d_conv}});
   check_weight(prefix, "conv_bias", w.conv_bias, {channels}, Presence::kOptional);
@@ -133,21 +138,21 @@ void check_layer(const Config& c, int64_t index, const m4j_layer_weights& w) {
   } else {
     const Dim dt_rank{"dt_rank", c.dt_rank};
     check_absent(prefix, "mixer_norm", w.mixer_norm, "Mamba-1");
-    check_weight(prefix, "x_proj", w.x_proj, {{"dt_rank + 2 d_state", c.x_proj_rows()}, d_inner});
-    check_weight(prefix, "dt_proj", w.dt_proj, {d_inner, dt_rank});
+    check_matrix(prefix, "x_proj", w.x_proj, {{"dt_rank + 2 d_state", c.x_proj_rows()}, d_inner});
+    check_matrix(prefix, "dt_proj", w.dt_proj, {d_inner, dt_rank});
     check_weight(prefix, "dt_bias", w.dt_bias, {d_inner});
     check_weight(prefix, "a_log", w.a_log, {d_inner, d_state});
     check_weight(prefix, "d", w.d, {d_inner});
   }
-  check_weight(prefix, "out_proj", w.out_proj, {d_model, d_inner});
+  check_matrix(prefix, "out_proj", w.out_proj, {d_model, d_inner});
   check_weight(prefix, "out_proj_bias", w.out_proj_bias, {d_model}, Presence::kOptional);
 }
 
 void check_weights(const Config& c, const m4j_model_weights& w) {
   const Dim vocab{"vocab_size", c.vocab_size}, d_model{"d_model", c.d_model};
-  check_weight("weights.", "embedding", w.embedding, {vocab, d_model});
+  check_matrix("weights.", "embedding", w.embedding, {vocab, d_model});
   check_weight("weights.", "norm_f", w.norm_f, {d_model});
-  check_weight("weights.", "lm_head", w.lm_head, {vocab, d_model}, Presence::kOptional);
+  check_matrix("weights.", "lm_head", w.lm_head, {vocab, d_model}, Presence::kOptional);
   require(w.layers, "weights.layers");
   for (int64_t i = 0; i < c.n_layer; ++i) check_layer(c, i, w.layers[i]);
 }

@@ -5,6 +5,7 @@
 #include "api/handles.h"
 #include "api/tiles.h"
 #include "api/validate.h"
+#include "ops/quantize.h"
 
 namespace m4j {
 namespace {
@@ -63,7 +64,7 @@ void linear(Engine& engine, const m4j_linear_args& a) {
   const Tensor x{"args.x", a.x}, weight{"args.weight", a.weight}, bias{"args.bias", a.bias}, out{"args.out", a.out};
   check_tensor(x, {{"rows", kAny}, {"in", kAny}});
   const Dim rows{"rows", a.x.shape[0]}, in{"in", a.x.shape[1]};
-  check_tensor(weight, {{"out", kAny}, in}, Types::kAnyFloat);
+  check_tensor(weight, {{"out", kAny}, in}, Types::kWeight);
   const Dim out_dim{"out", a.weight.shape[0]};
   check_tensor(bias, {out_dim}, Types::kF32, Presence::kOptional);
   check_tensor(out, {rows, out_dim});
@@ -94,7 +95,7 @@ void embedding(Engine& engine, const m4j_tensor& table_tensor, const int32_t* id
   const Tensor table{"table", table_tensor}, out{"out", out_tensor};
   require(ids, "ids");
   if (n_ids < 1) fail(M4J_ERR_INVALID_ARGUMENT, "n_ids: is %lld, expected at least 1", static_cast<long long>(n_ids));
-  check_tensor(table, {{"V", kAny}, {"D", kAny}}, Types::kAnyFloat);
+  check_tensor(table, {{"V", kAny}, {"D", kAny}}, Types::kWeight);
   check_tensor(out, {{"n_ids", n_ids}, {"D", table.t.shape[1]}});
   for (const Tensor& t : {table, out}) check_rows_contiguous(t);
   check_distinct_elements(out);
@@ -116,6 +117,24 @@ void embedding(Engine& engine, const m4j_tensor& table_tensor, const int32_t* id
   Engine::Turn turn(engine);
   turn.reserve(0, 0);
   turn.run([&](const Share& share) { engine.ops.embedding(args, share); });
+}
+
+void quantize_tensor(Engine& engine, const m4j_tensor& weights_tensor, const m4j_tensor& out_tensor) {
+  const Tensor weights{"weights", weights_tensor}, out{"out", out_tensor};
+  check_tensor(weights, {{"rows", kAny}, {"in", kAny}}, Types::kAnyFloat);
+  check_contiguous(weights);
+  const int64_t rows = weights.t.shape[0], in = weights.t.shape[1];
+  check_tensor(out, {{"rows", rows}, {"in", in}}, Types::kWeight);
+  const DType from = static_cast<DType>(weights.t.dtype), to = static_cast<DType>(out.t.dtype);
+  if (!is_quantised(to)) fail(M4J_ERR_INVALID_ARGUMENT, "out: dtype is %d, expected Q8_0 or Q4_0", out.t.dtype);
+  check_disjoint(out, weights);
+  Engine::Turn turn(engine);
+  turn.run([&](const Share& share) {
+    int64_t begin, end;
+    share.range(rows, 1, &begin, &end);
+    quantize(static_cast<const uint8_t*>(weights.t.data) + dtype_bytes(from, begin * in), from, (end - begin) * in, to,
+             static_cast<uint8_t*>(out.t.data) + dtype_bytes(to, begin * in));
+  });
 }
 
 void softmax(Engine& engine, void (*op)(const SoftmaxArgs&, const Share&), const m4j_tensor& x_tensor,
@@ -167,6 +186,13 @@ m4j_status m4j_embedding(m4j_engine* engine, const m4j_tensor* table, const int3
   using namespace m4j;
   return guarded(err, [&] {
     embedding(*require(engine, "engine")->impl, *require(table, "table"), ids, n_ids, *require(out, "out"));
+  });
+}
+
+m4j_status m4j_quantize(m4j_engine* engine, const m4j_tensor* weights, const m4j_tensor* out, m4j_error* err) {
+  using namespace m4j;
+  return guarded(err, [&] {
+    quantize_tensor(*require(engine, "engine")->impl, *require(weights, "weights"), *require(out, "out"));
   });
 }
 

@@ -42,9 +42,22 @@ struct Extent {
   int64_t begin, end;
 };
 
-int64_t element_size(const m4j_tensor& t) { return dtype_size(static_cast<DType>(t.dtype)); }
+const char* const kTypeNames[] = {"F32", "F16", "BF16", "Q8_0", "Q4_0"};
+
+DType dtype_of(const m4j_tensor& t) { return static_cast<DType>(t.dtype); }
+
+// Of the types that are not quantised.
+int64_t element_size(const m4j_tensor& t) { return dtype_bytes(dtype_of(t), 1); }
 
 bool find_extent(const m4j_tensor& t, Extent* extent) {
+  if (is_quantised(dtype_of(t))) {  // no gaps
+    int64_t count = 1;
+    for (int i = 0; i < t.rank; ++i) {
+      if (__builtin_mul_overflow(count, t.shape[i], &count)) return false;
+    }
+    *extent = {0, dtype_bytes(dtype_of(t), count)};
+    return count <= INT64_MAX / 2;
+  }
   int64_t low = 0, high = 0;  // in elements
   for (int i = 0; i < t.rank; ++i) {
     int64_t reach;
@@ -82,7 +95,7 @@ int64_t element_count(const m4j_tensor& t) {
 
 bool is_dense(const m4j_tensor& t) {
   const Range range(t);
-  return range.end - range.begin == element_count(t) * element_size(t);
+  return is_quantised(dtype_of(t)) || range.end - range.begin == element_count(t) * element_size(t);
 }
 
 bool same_elements(const m4j_tensor& a, const m4j_tensor& b) {
@@ -101,12 +114,15 @@ bool check_tensor(Tensor tensor, std::initializer_list<Dim> shape, Types types, 
     if (presence == Presence::kOptional) return false;
     fail(M4J_ERR_INVALID_ARGUMENT, "%s: is absent (data NULL), expected shape %s", tensor.name, ShapeText(shape).text);
   }
-  if (t.dtype != M4J_F32 && t.dtype != M4J_F16 && t.dtype != M4J_BF16) {
-    fail(M4J_ERR_INVALID_ARGUMENT, "%s: unknown dtype %d, expected %s", tensor.name, t.dtype,
-         types == Types::kF32 ? "0 (F32)" : "0 (F32), 1 (F16) or 2 (BF16)");
+  const char* const expected = types == Types::kF32        ? "F32"
+                               : types == Types::kAnyFloat ? "F32, F16 or BF16"
+                                                           : "F32, F16, BF16, Q8_0 or Q4_0";
+  if (t.dtype < M4J_F32 || t.dtype > M4J_Q4_0) {
+    fail(M4J_ERR_INVALID_ARGUMENT, "%s: unknown dtype %d, expected %s", tensor.name, t.dtype, expected);
   }
-  if (types == Types::kF32 && t.dtype != M4J_F32) {
-    fail(M4J_ERR_UNSUPPORTED, "%s: dtype is %s, expected F32", tensor.name, t.dtype == M4J_F16 ? "F16" : "BF16");
+  const bool quantised = is_quantised(dtype_of(t));
+  if ((types == Types::kF32 && t.dtype != M4J_F32) || (types == Types::kAnyFloat && quantised)) {
+    fail(M4J_ERR_UNSUPPORTED, "%s: dtype is %s, expected %s", tensor.name, kTypeNames[t.dtype], expected);
   }
   const int rank = static_cast<int>(shape.size());
   if (t.rank != rank) {
@@ -120,7 +136,13 @@ bool check_tensor(Tensor tensor, std::initializer_list<Dim> shape, Types types, 
            ShapeText(shape).text);
     }
   }
-  if (reinterpret_cast<uintptr_t>(t.data) % static_cast<uintptr_t>(element_size(t)) != 0) {
+  if (quantised) {
+    check_contiguous(tensor);
+    if (t.shape[rank - 1] % kQuantBlock != 0) {
+      fail(M4J_ERR_INVALID_ARGUMENT, "%s: rows of %lld weights, expected a multiple of %lld for %s", tensor.name,
+           static_cast<long long>(t.shape[rank - 1]), static_cast<long long>(kQuantBlock), kTypeNames[t.dtype]);
+    }
+  } else if (reinterpret_cast<uintptr_t>(t.data) % static_cast<uintptr_t>(element_size(t)) != 0) {
     fail(M4J_ERR_INVALID_ARGUMENT, "%s: address %p is not aligned to its element of %lld bytes", tensor.name, t.data,
          static_cast<long long>(element_size(t)));
   }

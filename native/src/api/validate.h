@@ -16,7 +16,8 @@ struct Dim {
 constexpr int64_t kAny = -1;
 
 enum class Presence { kRequired, kOptional };
-enum class Types { kF32, kAnyFloat };
+// kWeight: any float, or quantised rows of whole blocks without gaps.
+enum class Types { kF32, kAnyFloat, kWeight };
 
 struct Tensor {
   const char* name;  // for messages

@@ -64,17 +64,17 @@ Layer make_layer(const Config& config, const m4j_layer_weights& w) {
 
 // Small tensors in full; of large ones evenly spread samples, so that a mapped file need not be read through.
 void add_tensor(Hash& hash, const m4j_tensor& t) {
-  constexpr int64_t kWhole = 65536, kSamples = 16;
+  constexpr int64_t kWhole = 262144, kSamples = 16, kSampleBytes = 8;
   hash.add(t.data != nullptr);
   if (t.data == nullptr) return;
   hash.add(t.dtype);
-  const int64_t count = element_count(t), size = dtype_size(dtype_of(t));
+  const int64_t size = dtype_bytes(dtype_of(t), element_count(t));
   const char* bytes = static_cast<const char*>(t.data);
-  if (count <= kWhole) {
-    hash.add(bytes, static_cast<std::size_t>(count * size));
+  if (size <= kWhole) {
+    hash.add(bytes, static_cast<std::size_t>(size));
   } else {
-    const int64_t step = (count - 1) / (kSamples - 1);
-    for (int64_t i = 0; i < kSamples; ++i) hash.add(bytes + i * step * size, static_cast<std::size_t>(size));
+    const int64_t step = (size - kSampleBytes) / (kSamples - 1);
+    for (int64_t i = 0; i < kSamples; ++i) hash.add(bytes + i * step, kSampleBytes);
   }
 }
 

@@ -21,9 +21,33 @@ inline float f16_to_f32(uint16_t bits) {
   return std::bit_cast<float>(sign | ((magnitude << 13) + rebias));
 }
 
+// Rounded to nearest, ties to even; too large becomes infinite.
+inline uint16_t f32_to_f16(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  const uint32_t sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+  if (magnitude > 0x7f800000) return static_cast<uint16_t>(sign | 0x7e00);
+  if (magnitude >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);
+  if (magnitude < 0x38800000) {  // below 2^-14: a multiple of 2^-24, rounded by an addition that aligns it
+    const float aligned = std::bit_cast<float>(magnitude) + 0.5f;
+    return static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(aligned) - 0x3f000000));
+  }
+  const uint32_t rounded = magnitude + 0xfff + (magnitude >> 13 & 1);
+  return static_cast<uint16_t>(sign | (rounded - 0x38000000) >> 13);
+}
+
 // Element i of an array of any dtype.
 inline float load_f32(const void* data, DType dtype, int64_t i) {
   switch (dtype) {
+    case DType::kQ8_0: {
+      const uint8_t* block = static_cast<const uint8_t*>(data) + i / kQuantBlock * 34;
+      return load_f32(block, DType::kF16, 0) * static_cast<float>(static_cast<int8_t>(block[2 + i % kQuantBlock]));
+    }
+    case DType::kQ4_0: {
+      const uint8_t* block = static_cast<const uint8_t*>(data) + i / kQuantBlock * 18;
+      const int64_t k = i % kQuantBlock;
+      const int code = k < 16 ? block[2 + k] & 15 : block[2 + k - 16] >> 4;
+      return load_f32(block, DType::kF16, 0) * static_cast<float>(code - 8);
+    }
     case DType::kF16:
       return f16_to_f32(static_cast<const uint16_t*>(data)[i]);
     case DType::kBF16:

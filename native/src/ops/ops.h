@@ -13,9 +13,26 @@
 
 namespace m4j {
 
-enum class DType : int32_t { kF32 = 0, kF16 = 1, kBF16 = 2 };
+enum class DType : int32_t { kF32 = 0, kF16 = 1, kBF16 = 2, kQ8_0 = 3, kQ4_0 = 4 };
 
-inline int64_t dtype_size(DType t) { return t == DType::kF32 ? 4 : 2; }
+// Quantised rows are a sequence of blocks of 32 weights as in GGUF: a float16 scale d, then
+//   Q8_0: 32 int8 q, weight = d * q
+//   Q4_0: 16 bytes, byte i holds weight i in its low and weight i + 16 in its high four bits, weight = d * (q - 8)
+constexpr int64_t kQuantBlock = 32;
+
+inline bool is_quantised(DType t) { return t == DType::kQ8_0 || t == DType::kQ4_0; }
+
+// Bytes of n weights that lie one after the other; n is a multiple of kQuantBlock for the quantised types.
+inline int64_t dtype_bytes(DType t, int64_t n) {
+  switch (t) {
+    case DType::kF32: return 4 * n;
+    case DType::kF16:
+    case DType::kBF16: return 2 * n;
+    case DType::kQ8_0: return n / kQuantBlock * 34;
+    case DType::kQ4_0: return n / kQuantBlock * 18;
+  }
+  return 0;
+}
 
 // Member `index` of a team of `count` threads, with scratch memory of its own (64-byte aligned).
 struct Share {

@@ -13,38 +13,17 @@
 #define HWY_TARGET_INCLUDE "ops/cpu/linear.cc"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
-#include "ops/cpu/vec-inl.h"
-#include "ops/half.h"
+#include "ops/cpu/weights-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace m4j {
 namespace HWY_NAMESPACE {
 namespace {
 
-namespace hn = hwy::HWY_NAMESPACE;
-
-struct F32Weight {
-  using T = float;
-  static HWY_INLINE Vec load(const float* p) { return hn::LoadU(VecTag(), p); }
-  static float widen(float v) { return v; }
-};
-
-struct Bf16Weight {
-  using T = uint16_t;
-  static HWY_INLINE Vec load(const uint16_t* p) { return widen_bf16(p); }
-  static float widen(uint16_t v) { return bf16_to_f32(v); }
-};
-
-struct F16Weight {
-  using T = uint16_t;
-  static HWY_INLINE Vec load(const uint16_t* p) { return widen_f16(p); }
-  static float widen(uint16_t v) { return f16_to_f32(v); }
-};
-
 struct Operands {
   const float* x;  // [MT, in]
   int64_t ld_x;
-  int64_t ld_w;
+  int64_t row_bytes;  // from one weight row to the next, in place
   int64_t in;
   const float* bias;  // optional, of the tile's first output
   float* out;         // [MT, NT]
@@ -57,45 +36,52 @@ enum class Layout { kInPlace, kPacked };
 // MT tokens x NT outputs. In place, a tile of few tokens also asks for the weights of the NT outputs after its own,
 // which a single pass over the weights needs next; the hardware does not see that far because rows are short.
 template <class W, Layout kLayout, int MT, int NT>
-HWY_NOINLINE void tile(const Operands& a, const typename W::T* HWY_RESTRICT w) {
+HWY_NOINLINE void tile(const Operands& a, const uint8_t* HWY_RESTRICT w) {
   constexpr bool kPacked = kLayout == Layout::kPacked;
   constexpr bool kPrefetch = !kPacked && MT <= 2 && NT > 1;
   constexpr int kTotal = MT * NT, kPadded = (kTotal + 3) / 4 * 4;
+  constexpr int64_t kStep = W::kVectors * kLanes;
   const VecTag d;
   Vec acc[kPadded];
 #pragma GCC unroll 32
   for (int i = 0; i < kPadded; ++i) acc[i] = hn::Zero(d);
 
-  const int64_t ld_x = a.ld_x, ld_w = a.ld_w;
+  const int64_t ld_x = a.ld_x, row_bytes = a.row_bytes;
   const float* HWY_RESTRICT x = a.x;
-  const int64_t whole = a.in - a.in % kLanes;
-  for (int64_t k = 0; k < whole; k += kLanes) {
-    Vec wv[NT];
+  const int64_t whole = a.in - a.in % kStep;
+  for (int64_t k = 0; k < whole; k += kStep) {
+    Vec wv[NT][W::kVectors];
 #pragma GCC unroll 8
     for (int j = 0; j < NT; ++j) {
-      wv[j] = W::load(kPacked ? w + k * NT + j * kLanes : w + j * ld_w + k);
-      if constexpr (kPrefetch) __builtin_prefetch(w + (j + NT) * ld_w + k, 0, 3);
+      W::load(kPacked ? w + W::offset(k * NT + j * kLanes) : w + j * row_bytes + W::offset(k), wv[j]);
+      if constexpr (kPrefetch) __builtin_prefetch(w + (j + NT) * row_bytes + W::offset(k), 0, 3);
     }
 #pragma GCC unroll 8
     for (int i = 0; i < MT; ++i) {
-      const Vec xv = hn::LoadU(d, x + i * ld_x + k);
 #pragma GCC unroll 8
-      for (int j = 0; j < NT; ++j) acc[i * NT + j] = hn::MulAdd(wv[j], xv, acc[i * NT + j]);
+      for (int v = 0; v < W::kVectors; ++v) {
+        const Vec xv = hn::LoadU(d, x + i * ld_x + k + v * kLanes);
+#pragma GCC unroll 8
+        for (int j = 0; j < NT; ++j) acc[i * NT + j] = hn::MulAdd(wv[j][v], xv, acc[i * NT + j]);
+      }
     }
   }
-  if (whole < a.in) {  // the last, partial vector, filled up with zeros
-    const int64_t rest = a.in - whole;
-    HWY_ALIGN float wt[NT][kLanes] = {}, xt[kLanes];
-    for (int j = 0; j < NT; ++j)
-      for (int64_t l = 0; l < rest; ++l)
-        wt[j][l] = W::widen(kPacked ? w[whole * NT + j * kLanes + l] : w[j * ld_w + whole + l]);
+  if constexpr (W::kVectors == 1) {
+    if (whole < a.in) {  // the last, partial vector, filled up with zeros
+      const int64_t rest = a.in - whole;
+      HWY_ALIGN float wt[NT][kLanes] = {}, xt[kLanes];
+      for (int j = 0; j < NT; ++j) {
+        const uint8_t* p = kPacked ? w + W::offset(whole * NT + j * kLanes) : w + j * row_bytes + W::offset(whole);
+        for (int64_t l = 0; l < rest; ++l) wt[j][l] = W::widen(p + W::offset(l));
+      }
 #pragma GCC unroll 8
-    for (int i = 0; i < MT; ++i) {
-      std::memset(xt, 0, sizeof(xt));
-      std::memcpy(xt, x + i * ld_x + whole, static_cast<size_t>(rest) * sizeof(float));
-      const Vec xv = hn::Load(d, xt);
+      for (int i = 0; i < MT; ++i) {
+        std::memset(xt, 0, sizeof(xt));
+        std::memcpy(xt, x + i * ld_x + whole, static_cast<size_t>(rest) * sizeof(float));
+        const Vec xv = hn::Load(d, xt);
 #pragma GCC unroll 8
-      for (int j = 0; j < NT; ++j) acc[i * NT + j] = hn::MulAdd(hn::Load(d, wt[j]), xv, acc[i * NT + j]);
+        for (int j = 0; j < NT; ++j) acc[i * NT + j] = hn::MulAdd(hn::Load(d, wt[j]), xv, acc[i * NT + j]);
+      }
     }
   }
 
@@ -118,16 +104,16 @@ constexpr int kOutputs[kMaxTokens + 1] = {0, 8, 4, 4, 3};
 
 // MT tokens x outputs [begin, end), whose weights start at w; NT outputs a tile, single ones at the end.
 template <class W, Layout kLayout, int MT, int NT>
-void strip(const LinearArgs& a, const float* x, float* out, const typename W::T* w, int64_t ld_w, int64_t begin,
+void strip(const LinearArgs& a, const float* x, float* out, const uint8_t* w, int64_t row_bytes, int64_t begin,
            int64_t end) {
-  Operands o{x, a.ld_x, ld_w, a.in, nullptr, nullptr, a.ld_out};
+  Operands o{x, a.ld_x, row_bytes, a.in, nullptr, nullptr, a.ld_out};
   int64_t n = begin;
-  for (; n + NT <= end; n += NT, w += NT * ld_w) {
+  for (; n + NT <= end; n += NT, w += NT * row_bytes) {
     o.bias = a.bias == nullptr ? nullptr : a.bias + n;
     o.out = out + n;
     tile<W, kLayout, MT, NT>(o, w);
   }
-  for (; n < end; ++n, w += ld_w) {
+  for (; n < end; ++n, w += row_bytes) {
     o.bias = a.bias == nullptr ? nullptr : a.bias + n;
     o.out = out + n;
     tile<W, kLayout, MT, 1>(o, w);
@@ -136,12 +122,13 @@ void strip(const LinearArgs& a, const float* x, float* out, const typename W::T*
 
 // All tokens (at most kMaxTokens) x outputs [begin, end).
 template <class W, Layout kLayout, int MT = kMaxTokens>
-void few_tokens(const LinearArgs& a, int64_t tokens, const float* x, float* out, const typename W::T* w, int64_t ld_w,
+void few_tokens(const LinearArgs& a, int64_t tokens, const float* x, float* out, const uint8_t* w, int64_t row_bytes,
                 int64_t begin, int64_t end) {
   if (tokens == MT) {
-    strip<W, kLayout, MT, kLayout == Layout::kPacked ? kOutputs[kMaxTokens] : kOutputs[MT]>(a, x, out, w, ld_w, begin, end);
+    constexpr int NT = kLayout == Layout::kPacked ? kOutputs[kMaxTokens] : kOutputs[MT];
+    strip<W, kLayout, MT, NT>(a, x, out, w, row_bytes, begin, end);
   } else if constexpr (MT > 1) {
-    few_tokens<W, kLayout, MT - 1>(a, tokens, x, out, w, ld_w, begin, end);
+    few_tokens<W, kLayout, MT - 1>(a, tokens, x, out, w, row_bytes, begin, end);
   }
 }
 
@@ -155,41 +142,50 @@ int64_t panel_outputs(int64_t in) {
 
 // NT rows to float32, interleaved vector by vector.
 template <class W, int NT>
-void pack_rows(const typename W::T* HWY_RESTRICT w, int64_t ld_w, int64_t in, float* HWY_RESTRICT out) {
+void pack_rows(const uint8_t* HWY_RESTRICT w, int64_t row_bytes, int64_t in, float* HWY_RESTRICT out) {
+  constexpr int64_t kStep = W::kVectors * kLanes;
   int64_t k = 0;
-  for (; k + kLanes <= in; k += kLanes)
-    for (int j = 0; j < NT; ++j, out += kLanes) hn::Store(W::load(w + j * ld_w + k), VecTag(), out);
-  if (k == in) return;
-  for (int j = 0; j < NT; ++j, out += kLanes) {
-    hn::Store(hn::Zero(VecTag()), VecTag(), out);
-    for (int64_t l = 0; k + l < in; ++l) out[l] = W::widen(w[j * ld_w + k + l]);
+  for (; k + kStep <= in; k += kStep, out += NT * kStep) {
+    for (int j = 0; j < NT; ++j) {
+      Vec v[W::kVectors];
+      W::load(w + j * row_bytes + W::offset(k), v);
+      for (int i = 0; i < W::kVectors; ++i) hn::Store(v[i], VecTag(), out + (i * NT + j) * kLanes);
+    }
+  }
+  if constexpr (W::kVectors == 1) {
+    if (k == in) return;
+    for (int j = 0; j < NT; ++j, out += kLanes) {
+      hn::Store(hn::Zero(VecTag()), VecTag(), out);
+      for (int64_t l = 0; k + l < in; ++l) out[l] = W::widen(w + j * row_bytes + W::offset(k + l));
+    }
   }
 }
 
 template <class W>
-void pack_panel(const typename W::T* HWY_RESTRICT w, int64_t ld_w, int64_t rows, int64_t in, float* HWY_RESTRICT out) {
+void pack_panel(const uint8_t* HWY_RESTRICT w, int64_t row_bytes, int64_t rows, int64_t in, float* HWY_RESTRICT out) {
   constexpr int NT = kOutputs[kMaxTokens];
-  for (; rows >= NT; rows -= NT, w += NT * ld_w, out += NT * round_up(in)) pack_rows<W, NT>(w, ld_w, in, out);
-  for (; rows > 0; --rows, w += ld_w, out += round_up(in)) pack_rows<W, 1>(w, ld_w, in, out);
+  for (; rows >= NT; rows -= NT, w += NT * row_bytes, out += NT * round_up(in)) pack_rows<W, NT>(w, row_bytes, in, out);
+  for (; rows > 0; --rows, w += row_bytes, out += round_up(in)) pack_rows<W, 1>(w, row_bytes, in, out);
 }
 
 template <class W>
 void linear(const LinearArgs& a, const Share& share) {
-  const auto* w = static_cast<const typename W::T*>(a.weight);
+  const auto* w = static_cast<const uint8_t*>(a.weight);
+  const int64_t row_bytes = W::offset(a.ld_weight);
   int64_t begin, end;
   share.range(a.out_dim, 8, &begin, &end);
   if (a.tokens <= kMaxTokens) {
-    few_tokens<W, Layout::kInPlace>(a, a.tokens, a.x, a.out, w + begin * a.ld_weight, a.ld_weight, begin, end);
+    few_tokens<W, Layout::kInPlace>(a, a.tokens, a.x, a.out, w + begin * row_bytes, row_bytes, begin, end);
     return;
   }
-  // Widening is exact, so packed weights give the same sums.
-  const int64_t outputs = panel_outputs(a.in);
+  const int64_t outputs = panel_outputs(a.in), packed_bytes = F32Weight::offset(round_up(a.in));
   for (int64_t n = begin; n < end; n += outputs) {
     const int64_t stop = std::min(n + outputs, end);
-    pack_panel<W>(w + n * a.ld_weight, a.ld_weight, stop - n, a.in, share.scratch);
+    pack_panel<W>(w + n * row_bytes, row_bytes, stop - n, a.in, share.scratch);
     for (int64_t t = 0; t < a.tokens; t += kMaxTokens) {
       few_tokens<F32Weight, Layout::kPacked>(a, std::min<int64_t>(kMaxTokens, a.tokens - t), a.x + t * a.ld_x,
-                                             a.out + t * a.ld_out, share.scratch, round_up(a.in), n, stop);
+                                             a.out + t * a.ld_out, reinterpret_cast<const uint8_t*>(share.scratch),
+                                             packed_bytes, n, stop);
     }
   }
 }
@@ -201,6 +197,8 @@ void Linear(const LinearArgs& a, const Share& share) {
     case DType::kF32: return linear<F32Weight>(a, share);
     case DType::kBF16: return linear<Bf16Weight>(a, share);
     case DType::kF16: return linear<F16Weight>(a, share);
+    case DType::kQ8_0: return linear<Q8Weight>(a, share);
+    case DType::kQ4_0: return linear<Q4Weight>(a, share);
   }
 }
 
