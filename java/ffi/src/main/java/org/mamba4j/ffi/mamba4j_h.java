@@ -430,7 +430,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_F32 = (int)0L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:88:1).M4J_F32 = 0
+     * enum enum (unnamed at ./mamba4j.h:94:1).M4J_F32 = 0
      * }
      */
     public static int M4J_F32() {
@@ -439,7 +439,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_F16 = (int)1L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:88:1).M4J_F16 = 1
+     * enum enum (unnamed at ./mamba4j.h:94:1).M4J_F16 = 1
      * }
      */
     public static int M4J_F16() {
@@ -448,16 +448,34 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_BF16 = (int)2L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:88:1).M4J_BF16 = 2
+     * enum enum (unnamed at ./mamba4j.h:94:1).M4J_BF16 = 2
      * }
      */
     public static int M4J_BF16() {
         return M4J_BF16;
     }
+    private static final int M4J_Q8_0 = (int)3L;
+    /**
+     * {@snippet lang=c :
+     * enum enum (unnamed at ./mamba4j.h:94:1).M4J_Q8_0 = 3
+     * }
+     */
+    public static int M4J_Q8_0() {
+        return M4J_Q8_0;
+    }
+    private static final int M4J_Q4_0 = (int)4L;
+    /**
+     * {@snippet lang=c :
+     * enum enum (unnamed at ./mamba4j.h:94:1).M4J_Q4_0 = 4
+     * }
+     */
+    public static int M4J_Q4_0() {
+        return M4J_Q4_0;
+    }
     private static final int M4J_LOG_DEBUG = (int)0L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:104:1).M4J_LOG_DEBUG = 0
+     * enum enum (unnamed at ./mamba4j.h:110:1).M4J_LOG_DEBUG = 0
      * }
      */
     public static int M4J_LOG_DEBUG() {
@@ -466,7 +484,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_LOG_INFO = (int)1L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:104:1).M4J_LOG_INFO = 1
+     * enum enum (unnamed at ./mamba4j.h:110:1).M4J_LOG_INFO = 1
      * }
      */
     public static int M4J_LOG_INFO() {
@@ -475,7 +493,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_LOG_WARNING = (int)2L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:104:1).M4J_LOG_WARNING = 2
+     * enum enum (unnamed at ./mamba4j.h:110:1).M4J_LOG_WARNING = 2
      * }
      */
     public static int M4J_LOG_WARNING() {
@@ -484,7 +502,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_LOG_ERROR = (int)3L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:104:1).M4J_LOG_ERROR = 3
+     * enum enum (unnamed at ./mamba4j.h:110:1).M4J_LOG_ERROR = 3
      * }
      */
     public static int M4J_LOG_ERROR() {
@@ -734,7 +752,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_MAMBA1 = (int)1L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:131:1).M4J_MAMBA1 = 1
+     * enum enum (unnamed at ./mamba4j.h:137:1).M4J_MAMBA1 = 1
      * }
      */
     public static int M4J_MAMBA1() {
@@ -743,7 +761,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_FALCON_MAMBA = (int)2L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:131:1).M4J_FALCON_MAMBA = 2
+     * enum enum (unnamed at ./mamba4j.h:137:1).M4J_FALCON_MAMBA = 2
      * }
      */
     public static int M4J_FALCON_MAMBA() {
@@ -752,7 +770,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_MAMBA2 = (int)3L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:131:1).M4J_MAMBA2 = 3
+     * enum enum (unnamed at ./mamba4j.h:137:1).M4J_MAMBA2 = 3
      * }
      */
     public static int M4J_MAMBA2() {
@@ -1818,7 +1836,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_LOGITS_NONE = (int)0L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:233:1).M4J_LOGITS_NONE = 0
+     * enum enum (unnamed at ./mamba4j.h:240:1).M4J_LOGITS_NONE = 0
      * }
      */
     public static int M4J_LOGITS_NONE() {
@@ -1827,7 +1845,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_LOGITS_LAST = (int)1L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:233:1).M4J_LOGITS_LAST = 1
+     * enum enum (unnamed at ./mamba4j.h:240:1).M4J_LOGITS_LAST = 1
      * }
      */
     public static int M4J_LOGITS_LAST() {
@@ -1836,7 +1854,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_LOGITS_ALL = (int)2L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:233:1).M4J_LOGITS_ALL = 2
+     * enum enum (unnamed at ./mamba4j.h:240:1).M4J_LOGITS_ALL = 2
      * }
      */
     public static int M4J_LOGITS_ALL() {
@@ -2208,6 +2226,69 @@ public class mamba4j_h extends mamba4j_h$shared {
                 traceDowncall("m4j_linear", engine, args, err);
             }
             return (int)mh$.invokeExact(engine, args, err);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class m4j_quantize {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            mamba4j_h.C_INT,
+            mamba4j_h.C_POINTER,
+            mamba4j_h.C_POINTER,
+            mamba4j_h.C_POINTER,
+            mamba4j_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("m4j_quantize");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * m4j_status m4j_quantize(m4j_engine *engine, const m4j_tensor *weights, const m4j_tensor *out, m4j_error *err)
+     * }
+     */
+    public static FunctionDescriptor m4j_quantize$descriptor() {
+        return m4j_quantize.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * m4j_status m4j_quantize(m4j_engine *engine, const m4j_tensor *weights, const m4j_tensor *out, m4j_error *err)
+     * }
+     */
+    public static MethodHandle m4j_quantize$handle() {
+        return m4j_quantize.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * m4j_status m4j_quantize(m4j_engine *engine, const m4j_tensor *weights, const m4j_tensor *out, m4j_error *err)
+     * }
+     */
+    public static MemorySegment m4j_quantize$address() {
+        return m4j_quantize.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * m4j_status m4j_quantize(m4j_engine *engine, const m4j_tensor *weights, const m4j_tensor *out, m4j_error *err)
+     * }
+     */
+    public static int m4j_quantize(MemorySegment engine, MemorySegment weights, MemorySegment out, MemorySegment err) {
+        var mh$ = m4j_quantize.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("m4j_quantize", engine, weights, out, err);
+            }
+            return (int)mh$.invokeExact(engine, weights, out, err);
         } catch (Error | RuntimeException ex) {
            throw ex;
         } catch (Throwable ex$) {
