@@ -60,6 +60,21 @@ TEST_P(TeamTest, CallersTakeTurns) {
   EXPECT_EQ(runs, 200);
 }
 
+// The smallest normal number, halved at run time.
+float half_of_smallest() {
+  volatile float smallest = 0x1p-126f;
+  return smallest * 0.5f;
+}
+
+TEST_P(TeamTest, SubnormalsAreZeroInsideARunOnly) {
+  Team team(GetParam());
+  ASSERT_GT(half_of_smallest(), 0.0f);
+  std::vector<float> inside(static_cast<size_t>(GetParam()), -1.0f);
+  team.run([&](int index) { inside[static_cast<size_t>(index)] = half_of_smallest(); });
+  for (float value : inside) EXPECT_EQ(value, 0.0f);
+  EXPECT_GT(half_of_smallest(), 0.0f);
+}
+
 double process_cpu_seconds() {
   timespec t;
   clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);

@@ -24,7 +24,7 @@ class Team {
   int size() const { return size_; }
 
   // Runs body(index) on all members and returns when all are done. One run at a time: callers take turns.
-  // Body must not throw.
+  // Body must not throw. Inside it subnormal floats count as zero.
   template <typename Body>
   void run(Body&& body) {
     run_erased([](void* b, int index) { (*static_cast<std::remove_reference_t<Body>*>(b))(index); }, &body);
