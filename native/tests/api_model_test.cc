@@ -155,7 +155,7 @@ TEST_F(ApiModelTest, BadDescriptorsAreNamed) {
     change(w.embedding);
     expect_error(create(tiny.config, w, &out), M4J_ERR_INVALID_ARGUMENT, words);
   };
-  refused([](m4j_tensor& t) { t.dtype = 3; }, {"weights.embedding", "dtype 3"});
+  refused([](m4j_tensor& t) { t.dtype = 99; }, {"weights.embedding", "dtype 99"});
   refused([](m4j_tensor& t) { t.rank = 0; }, {"weights.embedding", "rank is 0"});
   refused([](m4j_tensor& t) { t.rank = 1000; }, {"weights.embedding", "rank is 1000"});
   refused([](m4j_tensor& t) { t.strides[0] += 1; }, {"weights.embedding", "stride", "25", "24"});
