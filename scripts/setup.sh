@@ -66,6 +66,7 @@ require_tools() {
   if [[ $1 == test ]]; then
     has_header gtest/gtest.h || missing+=(libgtest-dev)
     has_command shellcheck || missing+=(shellcheck)
+    has_command valgrind || missing+=(valgrind)
   fi
   [[ ${#missing[@]} == 0 ]] || install_packages "${missing[@]}"
 

@@ -40,6 +40,7 @@ step "Tools" require_tools test
 step "JDK" require_jdk
 step "Scripts" script_tests
 step "Native" native_tests release native
+step "Instructions of a decode step" "$ROOT/tests/scripts/instructions-test.sh" "$ROOT/build/native/bin/decode_step"
 step "Native, address and undefined behaviour sanitizers" native_tests asan native-asan
 if $tsan; then step "Native, thread sanitizer" native_tests tsan native-tsan; fi
 step "Build of the command" ensure_built

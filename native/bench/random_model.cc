@@ -62,6 +62,7 @@ const std::vector<Shape>& shapes() {
       {"mamba-370m", M4J_MAMBA1, 48, 1024, 16, 64, 0, 50280},
       {"mamba-1.4b", M4J_MAMBA1, 48, 2048, 16, 128, 0, 50280},
       {"mamba-2.8b", M4J_MAMBA1, 64, 2560, 16, 160, 0, 50280},
+      {"mamba2-tiny", M4J_MAMBA2, 3, 128, 64, 0, 32, 512},
       {"mamba2-130m", M4J_MAMBA2, 24, 768, 128, 0, 64, 50288},
       {"mamba2-370m", M4J_MAMBA2, 48, 1024, 128, 0, 64, 50288},
       {"mamba2-1.3b", M4J_MAMBA2, 48, 2048, 128, 0, 64, 50288},

@@ -16,7 +16,7 @@ struct Shape {
   int64_t n_layer, d_model, d_state, dt_rank, headdim, vocab_size;
 };
 
-// Published shapes: mamba-130m … mamba-2.8b, mamba2-130m … mamba2-2.7b, and a small one for latency.
+// Published shapes: mamba-130m … mamba-2.8b, mamba2-130m … mamba2-2.7b, and two small ones for latency.
 const std::vector<Shape>& shapes();
 const Shape* find_shape(const std::string& name);
 

@@ -33,6 +33,30 @@ struct Operands {
 // How a tile finds its weights: in place, row by row; or packed, the NT rows interleaved vector by vector, zero-padded.
 enum class Layout { kInPlace, kPacked };
 
+// The rows of a tile; all of them are walked with one offset.
+template <int NT>
+struct Rows {
+  const uint8_t* p[NT];
+};
+
+// acc += the products of one step, whose weights lie at `offset` in each row.
+template <class W, int MT, int NT>
+HWY_INLINE void step(Vec* HWY_RESTRICT acc, const float* HWY_RESTRICT x, int64_t ld_x, const Rows<NT>& rows,
+                     int64_t offset) {
+  Vec wv[NT][W::kVectors];
+#pragma GCC unroll 8
+  for (int j = 0; j < NT; ++j) W::load(rows.p[j] + offset, wv[j]);
+#pragma GCC unroll 8
+  for (int i = 0; i < MT; ++i) {
+#pragma GCC unroll 8
+    for (int v = 0; v < W::kVectors; ++v) {
+      const Vec xv = hn::LoadU(VecTag(), x + i * ld_x + v * kLanes);
+#pragma GCC unroll 8
+      for (int j = 0; j < NT; ++j) acc[i * NT + j] = hn::MulAdd(wv[j][v], xv, acc[i * NT + j]);
+    }
+  }
+}
+
 // MT tokens x NT outputs. In place, a tile of few tokens also asks for the weights of the NT outputs after its own,
 // which a single pass over the weights needs next; the hardware does not see that far because rows are short.
 template <class W, Layout kLayout, int MT, int NT>
@@ -41,39 +65,38 @@ HWY_NOINLINE void tile(const Operands& a, const uint8_t* HWY_RESTRICT w) {
   constexpr bool kPrefetch = !kPacked && MT <= 2 && NT > 1;
   constexpr int kTotal = MT * NT, kPadded = (kTotal + 3) / 4 * 4;
   constexpr int64_t kStep = W::kVectors * kLanes;
+  constexpr int64_t kStepBytes = W::offset(kStep) * (kPacked ? NT : 1);
+  constexpr int64_t kCacheLine = 64;
+  constexpr int64_t kLineSteps = std::max<int64_t>(1, kCacheLine / kStepBytes);
   const VecTag d;
   Vec acc[kPadded];
 #pragma GCC unroll 32
   for (int i = 0; i < kPadded; ++i) acc[i] = hn::Zero(d);
 
-  const int64_t ld_x = a.ld_x, row_bytes = a.row_bytes;
+  const int64_t ld_x = a.ld_x, row_bytes = kPacked ? W::offset(kLanes) : a.row_bytes;
   const float* HWY_RESTRICT x = a.x;
   const int64_t whole = a.in - a.in % kStep;
-  for (int64_t k = 0; k < whole; k += kStep) {
-    Vec wv[NT][W::kVectors];
+  Rows<NT> rows;
 #pragma GCC unroll 8
-    for (int j = 0; j < NT; ++j) {
-      W::load(kPacked ? w + W::offset(k * NT + j * kLanes) : w + j * row_bytes + W::offset(k), wv[j]);
-      if constexpr (kPrefetch) __builtin_prefetch(w + (j + NT) * row_bytes + W::offset(k), 0, 3);
-    }
+  for (int j = 0; j < NT; ++j) rows.p[j] = w + j * row_bytes;
+  int64_t k = 0, offset = 0;
+  if constexpr (kPrefetch) {
+    const int64_t ahead = NT * row_bytes;
+    for (; k + kLineSteps * kStep <= whole; k += kLineSteps * kStep) {
 #pragma GCC unroll 8
-    for (int i = 0; i < MT; ++i) {
+      for (int j = 0; j < NT; ++j) __builtin_prefetch(rows.p[j] + ahead + offset, 0, 3);
 #pragma GCC unroll 8
-      for (int v = 0; v < W::kVectors; ++v) {
-        const Vec xv = hn::LoadU(d, x + i * ld_x + k + v * kLanes);
-#pragma GCC unroll 8
-        for (int j = 0; j < NT; ++j) acc[i * NT + j] = hn::MulAdd(wv[j][v], xv, acc[i * NT + j]);
-      }
+      for (int64_t s = 0; s < kLineSteps; ++s, offset += kStepBytes)
+        step<W, MT, NT>(acc, x + k + s * kStep, ld_x, rows, offset);
     }
   }
+  for (; k < whole; k += kStep, offset += kStepBytes) step<W, MT, NT>(acc, x + k, ld_x, rows, offset);
   if constexpr (W::kVectors == 1) {
     if (whole < a.in) {  // the last, partial vector, filled up with zeros
       const int64_t rest = a.in - whole;
       HWY_ALIGN float wt[NT][kLanes] = {}, xt[kLanes];
-      for (int j = 0; j < NT; ++j) {
-        const uint8_t* p = kPacked ? w + W::offset(whole * NT + j * kLanes) : w + j * row_bytes + W::offset(whole);
-        for (int64_t l = 0; l < rest; ++l) wt[j][l] = W::widen(p + W::offset(l));
-      }
+      for (int j = 0; j < NT; ++j)
+        for (int64_t l = 0; l < rest; ++l) wt[j][l] = W::widen(rows.p[j] + offset + W::offset(l));
 #pragma GCC unroll 8
       for (int i = 0; i < MT; ++i) {
         std::memset(xt, 0, sizeof(xt));
