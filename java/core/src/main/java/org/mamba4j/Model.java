@@ -48,7 +48,8 @@ public final class Model implements AutoCloseable {
   }
 
   /**
-   * Loads the checkpoint in {@code folder}: Hugging Face layout or that of state-spaces.
+   * Loads the checkpoint in {@code folder}: Hugging Face layout or that of state-spaces, or a GGUF file, given by its
+   * own path or as the only one in a folder.
    *
    * @throws org.mamba4j.checkpoint.CheckpointException if a file is damaged, contradicts another or is not supported;
    *     the message names file, tensor, expected and found
@@ -65,11 +66,11 @@ public final class Model implements AutoCloseable {
   }
 
   /**
-   * Loads the folder {@code idOrPath} if there is one; else downloads the hub's repository of that name ({@code
-   * "state-spaces/mamba-130m-hf"}) into the cache, where it is found the next time.
+   * Loads the folder or GGUF file {@code idOrPath} if there is one; else downloads the hub's repository of that name
+   * ({@code "state-spaces/mamba-130m-hf"}) into the cache, where it is found the next time.
    */
   public static Model load(String idOrPath, ModelOptions options) throws IOException {
-    Path folder = existingFolder(idOrPath);
+    Path folder = existing(idOrPath);
     if (folder == null) {
       Hub hub = Hub.fromEnvironment();
       try {
@@ -91,7 +92,7 @@ public final class Model implements AutoCloseable {
     return engine;
   }
 
-  /** The folder it was loaded from. */
+  /** The folder, or the GGUF file, that it was loaded from. */
   public Path folder() {
     return folder;
   }
@@ -153,10 +154,10 @@ public final class Model implements AutoCloseable {
     }
   }
 
-  private static Path existingFolder(String idOrPath) {
+  private static Path existing(String idOrPath) {
     try {
       Path path = Path.of(idOrPath);
-      return !idOrPath.isEmpty() && Files.isDirectory(path) ? path : null;
+      return !idOrPath.isEmpty() && Files.exists(path) ? path : null;
     } catch (InvalidPathException e) {
       return null;
     }

@@ -162,6 +162,6 @@ final class ModelLoader {
   }
 
   private static long bytes(Tensor tensor) {
-    return tensor.size() * tensor.dtype().byteSize();
+    return tensor.dtype().bytesFor(tensor.size());
   }
 }

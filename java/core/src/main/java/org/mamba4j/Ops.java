@@ -136,8 +136,8 @@ public final class Ops {
   }
 
   /**
-   * {@code x weight^T + bias}: x [rows, in], weight [out, in] in F32, F16 or BF16, bias [out] or null, the rows of
-   * each contiguous. Returns [rows, out].
+   * {@code x weight^T + bias}: x [rows, in], weight [out, in] in F32, F16, BF16, Q8_0 or Q4_0, bias [out] or null, the
+   * rows of each contiguous. Returns [rows, out].
    */
   public static Tensor linear(Engine engine, Tensor x, Tensor weight, Tensor bias) {
     checkRank("x", x, 2);
@@ -161,7 +161,7 @@ public final class Ops {
         });
   }
 
-  /** Rows of {@code table} [V, D] (F32, F16 or BF16) in the order of {@code ids}: F32 [ids, D]. */
+  /** Rows of {@code table} [V, D] (F32, F16, BF16, Q8_0 or Q4_0) in the order of {@code ids}: F32 [ids, D]. */
   public static Tensor embedding(Engine engine, Tensor table, int... ids) {
     checkRank("table", table, 2);
     Tensor out = allocate(ids.length, table.dim(1));

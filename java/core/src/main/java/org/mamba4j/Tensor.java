@@ -12,6 +12,9 @@ import java.util.Objects;
  * A view on memory: a {@link MemorySegment}, an element type, a shape and strides. Nothing is copied unless a method's
  * name says so. Strides count elements and are never negative; elements are little-endian.
  *
+ * <p>A tensor of a block type ({@link DType#isBlock()}) is contiguous, its rows whole blocks, and its elements cannot
+ * be set one by one; views that would not be so are refused with {@link IllegalArgumentException}.
+ *
  * <p>The segment decides about lifetime and access: once its arena is closed every access throws
  * {@link IllegalStateException}, and so does access from a thread that does not own a confined arena. A tensor itself
  * is immutable and may be shared by threads; its elements are unsynchronised.
@@ -50,8 +53,8 @@ public final class Tensor {
   /** A zeroed, contiguous tensor whose memory belongs to {@code arena}, aligned for SIMD (64 bytes). */
   public static Tensor allocate(Arena arena, DType dtype, long... shape) {
     long[] dims = checkShape(shape);
-    long bytes = Math.multiplyExact(elementCount(dims), (long) dtype.byteSize());
-    return new Tensor(arena.allocate(bytes, 64), dtype, dims, contiguousStrides(dims));
+    long[] strides = contiguousStrides(dims);
+    return new Tensor(arena.allocate(spanBytes(dtype, dims, strides), 64), dtype, dims, strides);
   }
 
   /** A contiguous (row-major) view on the beginning of {@code segment}. */
@@ -132,39 +135,48 @@ public final class Tensor {
 
   /** Whether elements follow each other in row-major order without gaps. */
   public boolean isContiguous() {
+    return size == 0 || isContiguous(shape, strides);
+  }
+
+  private static boolean isContiguous(long[] shape, long[] strides) {
     long expected = 1;
     for (int d = shape.length - 1; d >= 0; d--) {
       if (shape[d] > 1 && strides[d] != expected) {
-        return size == 0;
+        return false;
       }
       expected *= shape[d];
     }
     return true;
   }
 
-  /** Whether the memory is off-heap and begins at a multiple of the element size, as native code needs it. */
+  /**
+   * Whether the memory is off-heap and begins at a multiple of {@link DType#alignment()}, as native code needs it.
+   */
   public boolean isAligned() {
-    return segment.isNative() && segment.address() % dtype.byteSize() == 0;
+    return segment.isNative() && segment.address() % dtype.alignment() == 0;
   }
 
-  /** Element [index...] as a float: narrowed from F64, rounded from wide integers, exact otherwise. */
+  /**
+   * Element [index...] as a float: narrowed from F64, rounded from wide integers, dequantised from blocks, exact
+   * otherwise.
+   */
   public float getFloat(long... index) {
-    return floatAt(offset(index));
+    return floatAt(element(index));
   }
 
   /** Element [i] of a tensor of rank 1; allocates nothing. */
   public float getFloat(long i) {
-    return floatAt(offset(i));
+    return floatAt(element(i));
   }
 
   /** Element [index...] of an integer or boolean tensor. */
   public long getLong(long... index) {
-    return longAt(offset(index));
+    return longAt(element(index));
   }
 
   /** Sets element [index...] of a floating-point tensor, rounding to nearest even. */
   public void setFloat(float value, long... index) {
-    setFloatAt(offset(index), value);
+    setFloatAt(element(index), value);
   }
 
   /** Copies all elements, in row-major order, as {@link #getFloat(long...)} gives them. */
@@ -187,7 +199,7 @@ public final class Tensor {
     }
     int i = 0;
     for (var it = new Elements(this); it.hasNext(); i++) {
-      target[i] = floatAt(it.nextOffset());
+      target[i] = floatAt(it.next());
     }
   }
 
@@ -196,7 +208,7 @@ public final class Tensor {
     long[] values = new long[arrayLength()];
     int i = 0;
     for (var it = new Elements(this); it.hasNext(); i++) {
-      values[i] = longAt(it.nextOffset());
+      values[i] = longAt(it.next());
     }
     return values;
   }
@@ -214,13 +226,13 @@ public final class Tensor {
       segment.copyFrom(source.segment);
       return;
     }
-    int width = dtype.byteSize();
+    int width = dtype.blockBytes(); // blocks are contiguous, so they do not come here without a conversion
     var from = new Elements(source);
     for (var to = new Elements(this); to.hasNext(); ) {
       if (dtype == source.dtype) {
-        MemorySegment.copy(source.segment, from.nextOffset(), segment, to.nextOffset(), width);
+        MemorySegment.copy(source.segment, from.next() * width, segment, to.next() * width, width);
       } else {
-        setFloatAt(to.nextOffset(), source.floatAt(from.nextOffset()));
+        setFloatAt(to.next(), source.floatAt(from.next()));
       }
     }
   }
@@ -276,10 +288,10 @@ public final class Tensor {
   }
 
   private MemorySegment from(long element) {
-    return size == 0 ? segment : segment.asSlice(element * dtype.byteSize());
+    return size == 0 ? segment : segment.asSlice(dtype.bytesFor(element));
   }
 
-  private long offset(long[] index) {
+  private long element(long[] index) {
     if (index.length != shape.length) {
       throw new IndexOutOfBoundsException(
           "index %s has %d entries, shape %s has %d"
@@ -293,27 +305,45 @@ public final class Tensor {
       }
       element += index[d] * strides[d];
     }
-    return element * dtype.byteSize();
+    return element;
   }
 
-  private long offset(long i) {
+  private long element(long i) {
     if (shape.length != 1 || i < 0 || i >= shape[0]) {
       throw new IndexOutOfBoundsException("index [%d] is outside of shape %s".formatted(i, Arrays.toString(shape)));
     }
-    return i * strides[0] * dtype.byteSize();
+    return i * strides[0];
   }
 
-  private float floatAt(long offset) {
+  private float floatAt(long element) {
+    if (dtype.isBlock()) {
+      return dequantised(element);
+    }
+    long offset = element * dtype.blockBytes();
     return switch (dtype) {
       case F64 -> (float) segment.get(F64, offset);
       case F32 -> segment.get(F32, offset);
       case F16 -> Float.float16ToFloat(segment.get(I16, offset));
       case BF16 -> Float.intBitsToFloat(segment.get(I16, offset) << 16);
-      case I64, I32, I16, I8, U8, BOOL -> longAt(offset);
+      case I64, I32, I16, I8, U8, BOOL -> longAt(element);
+      case Q8_0, Q4_0 -> throw new AssertionError(dtype);
     };
   }
 
-  private long longAt(long offset) {
+  private float dequantised(long element) {
+    long block = element / dtype.blockSize() * dtype.blockBytes();
+    int i = (int) (element % dtype.blockSize());
+    float scale = Float.float16ToFloat(segment.get(I16, block));
+    long quants = block + Short.BYTES;
+    if (dtype == DType.Q8_0) {
+      return scale * segment.get(ValueLayout.JAVA_BYTE, quants + i);
+    }
+    int pair = segment.get(ValueLayout.JAVA_BYTE, quants + i % 16);
+    return scale * ((i < 16 ? pair & 15 : pair >> 4 & 15) - 8);
+  }
+
+  private long longAt(long element) {
+    long offset = element * dtype.blockBytes();
     return switch (dtype) {
       case I64 -> segment.get(I64, offset);
       case I32 -> segment.get(I32, offset);
@@ -321,19 +351,20 @@ public final class Tensor {
       case I8 -> segment.get(ValueLayout.JAVA_BYTE, offset);
       case U8 -> Byte.toUnsignedLong(segment.get(ValueLayout.JAVA_BYTE, offset));
       case BOOL -> segment.get(ValueLayout.JAVA_BYTE, offset) == 0 ? 0 : 1;
-      case F64, F32, F16, BF16 -> throw new IllegalArgumentException(
+      case F64, F32, F16, BF16, Q8_0, Q4_0 -> throw new IllegalArgumentException(
           "an integer tensor expected, found " + dtype + " " + Arrays.toString(shape));
     };
   }
 
-  private void setFloatAt(long offset, float value) {
+  private void setFloatAt(long element, float value) {
+    long offset = element * dtype.blockBytes();
     switch (dtype) {
       case F64 -> segment.set(F64, offset, value);
       case F32 -> segment.set(F32, offset, value);
       case F16 -> segment.set(I16, offset, Float.floatToFloat16(value));
       case BF16 -> segment.set(I16, offset, floatToBfloat16(value));
-      case I64, I32, I16, I8, U8, BOOL -> throw new IllegalArgumentException(
-          "a floating-point tensor expected, found " + dtype + " " + Arrays.toString(shape));
+      case I64, I32, I16, I8, U8, BOOL, Q8_0, Q4_0 -> throw new IllegalArgumentException(
+          "a tensor of floating-point elements expected, found " + dtype + " " + Arrays.toString(shape));
     }
   }
 
@@ -377,6 +408,9 @@ public final class Tensor {
 
   /** Bytes from the first to behind the last element; every offset inside is then free of overflow. */
   private static long spanBytes(DType dtype, long[] shape, long[] strides) {
+    if (dtype.isBlock()) {
+      checkBlocks(dtype, shape, strides);
+    }
     long last = 0;
     for (int d = 0; d < shape.length; d++) {
       if (shape[d] == 0) {
@@ -388,7 +422,20 @@ public final class Tensor {
       }
       last += step;
     }
-    return multiply(last + 1, dtype.byteSize(), shape);
+    return multiply((last + 1) / dtype.blockSize(), dtype.blockBytes(), shape);
+  }
+
+  private static void checkBlocks(DType dtype, long[] shape, long[] strides) {
+    if (shape.length == 0 || shape[shape.length - 1] % dtype.blockSize() != 0) {
+      throw new IllegalArgumentException(
+          "%s: rows of a multiple of %d elements expected, found shape %s"
+              .formatted(dtype, dtype.blockSize(), Arrays.toString(shape)));
+    }
+    if (elementCount(shape) > 0 && !isContiguous(shape, strides)) {
+      throw new IllegalArgumentException(
+          "%s: contiguous rows expected, found strides %s for shape %s"
+              .formatted(dtype, Arrays.toString(strides), Arrays.toString(shape)));
+    }
   }
 
   private static long[] contiguousStrides(long[] shape) {
@@ -429,7 +476,7 @@ public final class Tensor {
     return copy;
   }
 
-  /** Byte offsets of a tensor's elements in row-major order. */
+  /** A tensor's elements in row-major order, by their place in its memory. */
   private static final class Elements {
     private final Tensor tensor;
     private final long[] index;
@@ -446,8 +493,8 @@ public final class Tensor {
       return left > 0;
     }
 
-    long nextOffset() {
-      long offset = element * tensor.dtype.byteSize();
+    long next() {
+      long here = element;
       left--;
       for (int d = index.length - 1; d >= 0; d--) {
         element += tensor.strides[d];
@@ -457,7 +504,7 @@ public final class Tensor {
         element -= index[d] * tensor.strides[d];
         index[d] = 0;
       }
-      return offset;
+      return here;
     }
   }
 }

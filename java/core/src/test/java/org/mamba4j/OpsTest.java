@@ -194,7 +194,7 @@ class OpsTest {
       Tensor misaligned = Tensor.of(arena.allocate(128, 8).asSlice(2), DType.F32, 3, 8);
       assertMessage("x: memory aligned to its F32 elements expected", () -> Ops.softmax(engine, misaligned));
       Tensor integers = Tensor.allocate(arena, DType.I32, 3, 8);
-      assertMessage("x: F32, F16 or BF16 expected, found I32", () -> Ops.softmax(engine, integers));
+      assertMessage("x: F32, F16, BF16, Q8_0 or Q4_0 expected, found I32", () -> Ops.softmax(engine, integers));
       Tensor deep = Tensor.allocate(arena, DType.F32, 1, 1, 1, 3, 8);
       assertMessage("x: 1 to 4 dimensions expected", () -> Ops.softmax(engine, deep));
       assertMessage("weight", () -> Ops.linear(engine, x, random(arena, 2, 5, 9), null));

@@ -8,9 +8,11 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.util.Arrays;
+import java.util.List;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -210,5 +212,55 @@ class TensorTest {
     assertThrows(IllegalArgumentException.class, () -> readOnly.setFloat(1, 0));
     arena.close();
     assertThrows(IllegalStateException.class, () -> t.getFloat(0));
+  }
+
+  @ParameterizedTest
+  @EnumSource(names = {"Q8_0", "Q4_0"})
+  void blocksStayWhole(DType dtype) {
+    assertEquals(32, dtype.blockSize());
+    assertTrue(dtype.isBlock());
+    assertThrows(UnsupportedOperationException.class, dtype::byteSize);
+    assertThrows(UnsupportedOperationException.class, dtype::safetensorsName);
+    assertTrue(DType.fromSafetensorsName(dtype.name()).isEmpty());
+    assertEquals(3 * dtype.blockBytes(), dtype.bytesFor(96));
+    assertThrows(IllegalArgumentException.class, () -> dtype.bytesFor(33));
+    assertThrows(IllegalArgumentException.class, () -> dtype.bytesFor(-32));
+    assertThrows(ArithmeticException.class, () -> DType.F32.bytesFor(Long.MAX_VALUE));
+
+    Tensor t = Tensor.allocate(arena, dtype, 2, 1, 64);
+    assertEquals(4 * dtype.blockBytes(), t.segment().byteSize());
+    long second = 2 * dtype.blockBytes(); // where the second row's first block begins
+    t.segment().set(ValueLayout.JAVA_BYTE, second + 1, (byte) 0x3c); // a scale of 1
+    t.segment().set(ValueLayout.JAVA_BYTE, second + 2, (byte) 0x7b);
+    float expected = dtype == DType.Q8_0 ? 0x7b : 0xb - 8;
+    assertEquals(expected, t.getFloat(1, 0, 0));
+    assertEquals(expected, t.select(0, 1).getFloat(0, 0));
+    assertEquals(expected, t.slice(0, 1, 2).toFloatArray()[0]);
+    assertEquals(expected, t.reshape(4, 32).slice(0, 2, 3).getFloat(0, 0));
+    assertEquals(expected, t.transpose(0, 1).getFloat(0, 1, 0));
+    assertEquals(expected, t.select(0, 1).slice(1, 0, 32).getFloat(0, 0));
+    assertEquals(expected, t.copyTo(arena).getFloat(1, 0, 0));
+    assertTrue(t.isAligned());
+    Tensor floats = Tensor.allocate(arena, DType.F32, 2, 1, 64);
+    floats.copyFrom(t);
+    assertEquals(expected, floats.getFloat(1, 0, 0));
+
+    for (Runnable view :
+        List.<Runnable>of(
+            () -> t.transpose(0, 2),
+            () -> t.select(2, 0),
+            () -> t.slice(2, 0, 16),
+            () -> t.slice(2, 0, 32),
+            () -> t.select(0, 0).slice(1, 16, 48),
+            () -> t.reshape(8, 16),
+            () -> Tensor.allocate(arena, dtype),
+            () -> Tensor.allocate(arena, dtype, 4, 8),
+            () -> Tensor.ofStrided(t.segment(), dtype, new long[] {2, 32}, new long[] {64, 1}),
+            () -> t.copyFrom(floats),
+            () -> t.setFloat(1, 0, 0, 0),
+            () -> t.getLong(0, 0, 0),
+            () -> Tensor.of(t.segment(), dtype, 160))) {
+      assertThrows(IllegalArgumentException.class, view::run);
+    }
   }
 }

@@ -135,7 +135,7 @@ final class BenchCommand extends CliCommand {
     if (!loaded.config().tiedHead()) {
       try (Checkpoint checkpoint = Checkpoint.open(loaded.folder())) {
         Tensor embedding = checkpoint.embedding();
-        unread = (embedding.dim(0) - 1) * embedding.dim(1) * embedding.dtype().byteSize();
+        unread = embedding.dtype().bytesFor((embedding.dim(0) - 1) * embedding.dim(1));
       }
     }
     return loaded.weightBytes() - unread + 2 * loaded.stateBytes();

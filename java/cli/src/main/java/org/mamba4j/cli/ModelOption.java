@@ -2,7 +2,6 @@ package org.mamba4j.cli;
 
 import java.io.IOException;
 import java.nio.file.Files;
-import java.nio.file.NotDirectoryException;
 import java.nio.file.Path;
 import java.util.regex.Pattern;
 import org.mamba4j.Engine;
@@ -29,21 +28,18 @@ final class ModelOption {
   @Option(
       names = "--model",
       required = true,
-      paramLabel = "DIR|ID",
+      paramLabel = "DIR|FILE|ID",
       description = {
-        "Folder of the model (config.json with model.safetensors, its shards, or pytorch_model.bin),",
+        "Folder of the model (config.json with model.safetensors, its shards, or pytorch_model.bin), a GGUF file,",
         "or its id on the Hugging Face hub, such as state-spaces/mamba-130m-hf. Downloads obey HF_HOME, HF_ENDPOINT,"
             + " HF_TOKEN and HF_HUB_OFFLINE."
       })
   String model;
 
-  /** The folder, after a download if need be. */
+  /** The folder or GGUF file, after a download if need be. */
   Path folder() throws IOException {
     Path path = Path.of(model);
     if (!model.isEmpty() && Files.exists(path)) { // an empty path would be the working folder
-      if (!Files.isDirectory(path)) {
-        throw new NotDirectoryException(model);
-      }
       return path;
     }
     if (!HUB_ID.matcher(model).matches()) {

@@ -6,6 +6,7 @@ import static org.mamba4j.checkpoint.CheckpointException.quote;
 import java.io.IOException;
 import java.lang.foreign.Arena;
 import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -28,16 +29,21 @@ import org.mamba4j.checkpoint.WeightNames.Weight;
 
 /**
  * A model folder, opened and checked: {@code config.json} in the layout of Hugging Face or of state-spaces, and the
- * tensors in {@code model.safetensors}, in shards with an index, or in {@code pytorch_model.bin}.
+ * tensors in {@code model.safetensors}, in shards with an index, or in {@code pytorch_model.bin}. Or a GGUF file of
+ * architecture mamba or mamba2, whose matrices may be quantised as Q8_0 or Q4_0.
  *
  * <p>Dimensions come from the shapes of the tensors; a configuration that contradicts them, and missing, additional or
  * wrongly shaped tensors are errors. The tensors are memory-mapped views; only those that lie at an address that native
- * code cannot read are copied. All are valid until {@link #close()}. Safe for use by threads.
+ * code cannot read are copied, and the {@code ssm_a} of a GGUF file is converted to A_log. All are
+ * valid until {@link #close()}. Safe for use by threads.
  */
 public final class Checkpoint implements AutoCloseable {
   private static final String CONFIG = "config.json";
   private static final Pattern LAYER = Pattern.compile("backbone\\.layers\\.(\\d{1,9})\\..*", Pattern.DOTALL);
   private static final Set<DType> DTYPES = EnumSet.of(DType.F32, DType.F16, DType.BF16);
+  private static final Pattern MATRIX =
+      Pattern.compile("backbone\\.embeddings\\.weight|lm_head\\.weight|.*_proj\\.weight");
+  private static final String GGUF = ".gguf";
   private static final int MAX_LISTED = 8;
 
   private final TensorIndex index;
@@ -77,12 +83,16 @@ public final class Checkpoint implements AutoCloseable {
   }
 
   /**
-   * Opens and checks a folder.
+   * Opens and checks a folder, or a GGUF file. A folder without the files of another layout may hold one GGUF file.
    *
    * @throws CheckpointException if a file is missing, unreadable or damaged, the model is of an unsupported kind, or
    *     tensors and configuration do not fit each other
    */
   public static Checkpoint open(Path folder) throws IOException {
+    Path gguf = ggufFile(folder);
+    if (gguf != null) {
+      return open(GgufFile.open(gguf));
+    }
     Path configPath = folder.resolve(CONFIG);
     byte[] json = InputFiles.read(configPath, ConfigFile.MAX_BYTES);
     ConfigFile stated = ConfigFile.parse(configPath, json);
@@ -94,6 +104,45 @@ public final class Checkpoint implements AutoCloseable {
       arena.close();
       index.close();
       throw e;
+    }
+  }
+
+  /** Takes over the file. */
+  static Checkpoint open(GgufFile file) throws IOException {
+    Arena arena = Arena.ofShared();
+    GgufWeights weights = null;
+    try {
+      ConfigFile stated = GgufConfig.of(file);
+      weights = new GgufWeights(file, stated.family());
+      return new Checkpoint(new TensorIndex(file.path(), List.of(weights)), arena, null, stated);
+    } catch (Throwable e) {
+      arena.close();
+      if (weights == null) {
+        file.close();
+      } else {
+        weights.close();
+      }
+      throw e;
+    }
+  }
+
+  /** The GGUF file that {@code model} is or holds; null where it is a folder of another layout. */
+  private static Path ggufFile(Path model) throws IOException {
+    if (Files.isRegularFile(model)) {
+      return model;
+    }
+    if (!Files.isDirectory(model) || TensorIndex.isPresent(model)) {
+      return null;
+    }
+    try (var files = Files.list(model)) {
+      var found = files.filter(file -> file.getFileName().toString().endsWith(GGUF)).sorted().limit(2).toList();
+      if (found.size() > 1) {
+        throw in(
+            model,
+            "expected one GGUF file, found several, such as %s and %s; name the file to open"
+                .formatted(quote(found.get(0).getFileName().toString()), quote(found.get(1).getFileName().toString())));
+      }
+      return found.isEmpty() ? null : found.getFirst();
     }
   }
 
@@ -165,7 +214,8 @@ public final class Checkpoint implements AutoCloseable {
       }
     }
     if (found.isEmpty()) {
-      throw in(index.source(), "expected tensors called 'backbone.layers.0. ...', found none");
+      String first = index.spelling(WeightNames.layer(0, WeightNames.IN_PROJ));
+      throw in(index.source(), "expected tensors of layers, such as %s, found none".formatted(quote(first)));
     }
     if (stated.layers().isPresent() && stated.layers().value() != found.size()) {
       throw in(
@@ -180,8 +230,8 @@ public final class Checkpoint implements AutoCloseable {
   private static void checkNames(TensorIndex index, ConfigFile stated, List<Weight> expected)
       throws CheckpointException {
     Set<String> wanted = expected.stream().map(Weight::name).collect(Collectors.toCollection(LinkedHashSet::new));
-    var missing = wanted.stream().filter(name -> !index.has(name)).toList();
-    var extra = index.names().stream().filter(name -> !wanted.contains(name)).toList();
+    var missing = wanted.stream().filter(name -> !index.has(name)).map(index::spelling).toList();
+    var extra = index.names().stream().filter(name -> !wanted.contains(name)).map(index::spelling).toList();
     if (!missing.isEmpty() || !extra.isEmpty()) {
       var problems = new ArrayList<String>();
       if (!missing.isEmpty()) {
@@ -222,7 +272,7 @@ public final class Checkpoint implements AutoCloseable {
     if (!same && stated.tiedHead().isPresent()) {
       throw CheckpointException.tensor(
           index.fileOf(WeightNames.LM_HEAD),
-          WeightNames.LM_HEAD,
+          index.spelling(WeightNames.LM_HEAD),
           "tied as %s says, a copy of %s"
               .formatted(stated.file().getFileName(), quote(WeightNames.EMBEDDING)),
           "another tensor");
@@ -237,10 +287,12 @@ public final class Checkpoint implements AutoCloseable {
     long[] shape = weight.shape().apply(config);
     if (!Arrays.equals(tensor.shape(), shape)) {
       throw CheckpointException.tensor(
-          index.fileOf(name), name, "shape " + Arrays.toString(shape), Arrays.toString(tensor.shape()));
+          index.fileOf(name), index.spelling(name), "shape " + Arrays.toString(shape), Arrays.toString(tensor.shape()));
     }
-    if (!DTYPES.contains(tensor.dtype())) {
-      throw CheckpointException.tensor(index.fileOf(name), name, "dtype F32, F16 or BF16", tensor.dtype());
+    boolean matrix = MATRIX.matcher(name).matches();
+    if (!DTYPES.contains(tensor.dtype()) && !(matrix && tensor.dtype().isBlock())) {
+      String expected = matrix ? "dtype F32, F16, BF16, Q8_0 or Q4_0" : "dtype F32, F16 or BF16";
+      throw CheckpointException.tensor(index.fileOf(name), index.spelling(name), expected, tensor.dtype());
     }
     return tensor.isAligned() ? tensor : tensor.copyTo(arena);
   }

@@ -11,10 +11,10 @@ import org.mamba4j.Family;
 import org.mamba4j.checkpoint.ConfigObject.Stated;
 
 /**
- * What a {@code config.json} says, in the layout of Hugging Face or of state-spaces. Dimensions are only statements,
- * to be compared with the tensors.
+ * What a {@code config.json}, in the layout of Hugging Face or of state-spaces, or a GGUF file says. Dimensions are only
+ * statements, to be compared with the tensors.
  *
- * @param original whether this is the layout of state-spaces
+ * @param original whether this is not Hugging Face's layout
  * @param expand factor from d_model to d_inner, empty where the layout leaves it open or it means nothing
  */
 record ConfigFile(

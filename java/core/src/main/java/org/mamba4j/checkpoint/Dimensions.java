@@ -143,13 +143,13 @@ final class Dimensions {
     long[] shape = tensors.tensor(name).shape();
     if (shape.length != rank || Arrays.stream(shape).anyMatch(dim -> dim < 1)) {
       throw CheckpointException.tensor(
-          tensors.fileOf(name), name, rank + " dimensions of at least 1", Arrays.toString(shape));
+          tensors.fileOf(name), tensors.spelling(name), rank + " dimensions of at least 1", Arrays.toString(shape));
     }
     return shape;
   }
 
   private CheckpointException wrong(String name, String expected, Object found) {
     String full = WeightNames.layer(0, name);
-    return CheckpointException.tensor(tensors.fileOf(full), full, expected, found);
+    return CheckpointException.tensor(tensors.fileOf(full), tensors.spelling(full), expected, found);
   }
 }

@@ -129,11 +129,11 @@ record SafetensorsHeader(SequencedMap<String, Entry> entries, Map<String, String
 
     private DType dtype() throws IOException {
       if (parser.currentToken() != JsonToken.VALUE_STRING) {
-        throw wrong("a dtype among " + Arrays.toString(DType.values()), Json.describe(parser));
+        throw wrong("a dtype among " + DType.safetensorsTypes(), Json.describe(parser));
       }
       String text = parser.getText();
       return DType.fromSafetensorsName(text)
-          .orElseThrow(() -> wrong("a dtype among " + Arrays.toString(DType.values()), "dtype " + quote(text)));
+          .orElseThrow(() -> wrong("a dtype among " + DType.safetensorsTypes(), "dtype " + quote(text)));
     }
 
     private long[] naturals(String key, int max) throws IOException {

@@ -17,6 +17,7 @@ import java.util.Comparator;
 import java.util.List;
 import java.util.Map;
 import java.util.UUID;
+import org.mamba4j.DType;
 import org.mamba4j.Tensor;
 
 /** Writes safetensors files. */
@@ -40,6 +41,7 @@ public final class SafetensorsWriter {
     if (tensors.containsKey(SafetensorsHeader.METADATA)) {
       throw new IllegalArgumentException("tensors: the name " + SafetensorsHeader.METADATA + " is reserved");
     }
+    tensors.forEach(SafetensorsWriter::refuseBlocks);
     List<Map.Entry<String, Tensor>> ordered =
         tensors.entrySet().stream()
             .sorted(Comparator.comparingInt(e -> -e.getValue().dtype().byteSize()))
@@ -59,6 +61,14 @@ public final class SafetensorsWriter {
     }
   }
 
+  private static void refuseBlocks(String name, Tensor tensor) {
+    if (tensor.dtype().isBlock()) {
+      throw new IllegalArgumentException(
+          "tensor '%s': a type among %s expected, found %s, which safetensors cannot hold"
+              .formatted(name, DType.safetensorsTypes(), tensor.dtype()));
+    }
+  }
+
   private static ByteBuffer header(List<Map.Entry<String, Tensor>> tensors, Map<String, String> metadata)
       throws IOException {
     var bytes = new ByteArrayOutputStream();
@@ -74,7 +84,7 @@ public final class SafetensorsWriter {
       long offset = 0;
       for (var entry : tensors) {
         Tensor tensor = entry.getValue();
-        long end = Math.addExact(offset, Math.multiplyExact(tensor.size(), (long) tensor.dtype().byteSize()));
+        long end = Math.addExact(offset, tensor.dtype().bytesFor(tensor.size()));
         json.writeObjectFieldStart(entry.getKey());
         json.writeStringField("dtype", tensor.dtype().safetensorsName());
         json.writeFieldName("shape");

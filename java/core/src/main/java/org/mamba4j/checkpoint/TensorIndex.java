@@ -16,6 +16,7 @@ import org.mamba4j.Tensor;
 /** The tensors of a folder, in one file or several, under the names that Hugging Face gives them. */
 final class TensorIndex implements AutoCloseable {
   private static final int MAX_INDEX_BYTES = 64 << 20;
+  private static final List<String> LAYOUTS = List.of("model.safetensors", "pytorch_model.bin");
 
   private record Place(TensorFile file, String name) {}
 
@@ -29,7 +30,7 @@ final class TensorIndex implements AutoCloseable {
     this.files = files;
     for (TensorFile file : files) {
       for (String name : file.names()) {
-        Place other = places.put(canonical(name), new Place(file, name));
+        Place other = places.put(file.canonical(name), new Place(file, name));
         if (other != null) {
           throw CheckpointException.tensor(
               file.path(), name, "once", quote(other.name()) + " in " + other.file().path().getFileName() + " as well");
@@ -38,9 +39,15 @@ final class TensorIndex implements AutoCloseable {
     }
   }
 
+  /** Whether a folder holds one of the layouts that {@link #open} reads. */
+  static boolean isPresent(Path folder) {
+    return LAYOUTS.stream()
+        .anyMatch(name -> Files.exists(folder.resolve(name)) || Files.exists(folder.resolve(name + ".index.json")));
+  }
+
   /** Opens what a model folder holds: the first of the layouts that is there. */
   static TensorIndex open(Path folder) throws IOException {
-    for (String name : List.of("model.safetensors", "pytorch_model.bin")) {
+    for (String name : LAYOUTS) {
       Path file = folder.resolve(name);
       Path index = folder.resolve(name + ".index.json");
       if (Files.exists(file)) {
@@ -92,11 +99,6 @@ final class TensorIndex implements AutoCloseable {
     }
   }
 
-  private static String canonical(String name) {
-    String plain = name.startsWith("model.backbone.") || name.startsWith("model.lm_head.") ? name.substring(6) : name;
-    return plain.equals("backbone.embedding.weight") ? WeightNames.EMBEDDING : plain;
-  }
-
   /** The file that stands for all: the only one, or the index of the shards. */
   Path source() {
     return source;
@@ -112,6 +114,11 @@ final class TensorIndex implements AutoCloseable {
 
   boolean has(String name) {
     return places.containsKey(name);
+  }
+
+  /** What the files call a tensor, there or not. */
+  String spelling(String name) {
+    return files.getFirst().spelling(name);
   }
 
   Path fileOf(String name) {

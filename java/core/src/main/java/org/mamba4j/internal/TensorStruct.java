@@ -4,6 +4,8 @@ import static org.mamba4j.ffi.mamba4j_h.M4J_BF16;
 import static org.mamba4j.ffi.mamba4j_h.M4J_F16;
 import static org.mamba4j.ffi.mamba4j_h.M4J_F32;
 import static org.mamba4j.ffi.mamba4j_h.M4J_MAX_RANK;
+import static org.mamba4j.ffi.mamba4j_h.M4J_Q4_0;
+import static org.mamba4j.ffi.mamba4j_h.M4J_Q8_0;
 
 import java.lang.foreign.MemorySegment;
 import java.util.Arrays;
@@ -50,8 +52,10 @@ public final class TensorStruct {
       case F32 -> M4J_F32();
       case F16 -> M4J_F16();
       case BF16 -> M4J_BF16();
+      case Q8_0 -> M4J_Q8_0();
+      case Q4_0 -> M4J_Q4_0();
       case F64, I64, I32, I16, I8, U8, BOOL ->
-          throw new IllegalArgumentException(name + ": F32, F16 or BF16 expected, found " + dtype);
+          throw new IllegalArgumentException(name + ": F32, F16, BF16, Q8_0 or Q4_0 expected, found " + dtype);
     };
   }
 }

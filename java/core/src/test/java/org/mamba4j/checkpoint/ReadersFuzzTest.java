@@ -92,6 +92,38 @@ class ReadersFuzzTest {
     }
   }
 
+  /** The file, its values asked for in every way, and the model that it may be. */
+  @FuzzTest(maxDuration = "1m")
+  void gguf(byte[] bytes) throws IOException {
+    try (var file = GgufFile.read(FILE, MemorySegment.ofArray(bytes), Arena.ofShared())) {
+      for (String name : file.names()) {
+        file.tensor(name).toFloatArray();
+      }
+      for (String key : file.metadata().keys()) {
+        readAll(file.metadata(), key);
+      }
+      Checkpoint.open(file).close();
+    } catch (CheckpointException expected) {
+      // refused
+    }
+  }
+
+  private interface Query {
+    void ask(String key) throws CheckpointException;
+  }
+
+  private static void readAll(GgufMetadata metadata, String key) {
+    for (Query query :
+        List.<Query>of(
+            metadata::integer, metadata::number, metadata::flag, metadata::text, metadata::texts, metadata::integers)) {
+      try {
+        query.ask(key);
+      } catch (CheckpointException expected) {
+        // of another type
+      }
+    }
+  }
+
   /** Tensors of any shapes under the right names, with a configuration that may fit them. */
   @FuzzTest(maxDuration = "1m")
   void checkpoint(FuzzedDataProvider data) throws IOException {

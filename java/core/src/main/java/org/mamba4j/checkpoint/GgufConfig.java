@@ -1,0 +1,96 @@
+package org.mamba4j.checkpoint;
+
+import static org.mamba4j.checkpoint.CheckpointException.quote;
+
+import java.util.Optional;
+import org.mamba4j.Family;
+import org.mamba4j.checkpoint.ConfigObject.Stated;
+
+/** What the metadata of a GGUF file says about a model. */
+final class GgufConfig {
+  private static final String ARCHITECTURE = "general.architecture";
+  private static final String EOS = "tokenizer.ggml.eos_token_id";
+  private static final long CHUNK_SIZE = 256; // not in the file; what the original models use
+
+  // Falcon-Mamba's own constant, which the file does not hold: llama.cpp takes the epsilon of the other norms instead.
+  private static final float FALCON_MIXER_EPS = 1e-6f;
+
+  private final GgufMetadata metadata;
+  private final String prefix;
+
+  private GgufConfig(GgufMetadata metadata, String prefix) {
+    this.metadata = metadata;
+    this.prefix = prefix;
+  }
+
+  /** Refuses architectures other than mamba and mamba2. */
+  static ConfigFile of(GgufFile file) throws CheckpointException {
+    GgufMetadata metadata = file.metadata();
+    String architecture = metadata.text(ARCHITECTURE).orElse(null);
+    if (!"mamba".equals(architecture) && !"mamba2".equals(architecture)) {
+      throw metadata.wrong(
+          ARCHITECTURE, "mamba or mamba2", architecture == null ? "nothing" : quote(architecture));
+    }
+    return new GgufConfig(metadata, architecture + ".").read(file, architecture.equals("mamba2"));
+  }
+
+  private ConfigFile read(GgufFile file, boolean mamba2) throws CheckpointException {
+    boolean falcon = !mamba2 && metadata.flag(prefix + "ssm.dt_b_c_rms").orElse(false);
+    Stated rank = dimension("ssm.time_step_rank"); // Mamba-2: the number of heads
+    return new ConfigFile(
+        file.path(),
+        true,
+        mamba2 ? Family.MAMBA2 : falcon ? Family.FALCON_MAMBA : Family.MAMBA1,
+        dimension("block_count"),
+        Stated.nothing("vocab_size"),
+        dimension("embedding_length"),
+        dimension("ssm.inner_size"),
+        Optional.empty(),
+        dimension("ssm.state_size"),
+        dimension("ssm.conv_kernel"),
+        mamba2 ? Stated.nothing(rank.key()) : rank,
+        false,
+        mamba2 ? rank : Stated.nothing(rank.key()),
+        Stated.nothing("head_dim"),
+        mamba2 ? dimension("ssm.group_count") : Stated.nothing("ssm.group_count"),
+        1,
+        mamba2 ? CHUNK_SIZE : 0,
+        epsilon("attention.layer_norm_rms_epsilon"),
+        falcon ? FALCON_MIXER_EPS : 0,
+        new float[] {0, Float.POSITIVE_INFINITY},
+        Optional.empty(),
+        Optional.of(false),
+        Optional.empty(),
+        endTokens());
+  }
+
+  private Stated dimension(String name) throws CheckpointException {
+    String key = prefix + name;
+    var value = metadata.integer(key);
+    if (value.isEmpty() || value.getAsLong() < 1) {
+      throw metadata.wrong(key, "an integer from 1", value.isEmpty() ? "nothing" : value.getAsLong());
+    }
+    return new Stated(key, value.getAsLong());
+  }
+
+  private float epsilon(String name) throws CheckpointException {
+    String key = prefix + name;
+    var value = metadata.number(key);
+    float epsilon = (float) value.orElse(0);
+    if (!(epsilon > 0) || Float.isInfinite(epsilon)) {
+      throw metadata.wrong(key, "a positive number", value.isEmpty() ? "nothing" : value.getAsDouble());
+    }
+    return epsilon;
+  }
+
+  private int[] endTokens() throws CheckpointException {
+    var id = metadata.integer(EOS);
+    if (id.isEmpty()) {
+      return new int[0];
+    }
+    if (id.getAsLong() < 0 || id.getAsLong() > Integer.MAX_VALUE) {
+      throw metadata.wrong(EOS, "a token id", id.getAsLong());
+    }
+    return new int[] {(int) id.getAsLong()};
+  }
+}
