@@ -6,7 +6,6 @@ import static org.mamba4j.checkpoint.CheckpointException.quote;
 import java.io.IOException;
 import java.lang.foreign.Arena;
 import java.nio.charset.StandardCharsets;
-import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -16,6 +15,7 @@ import java.util.EnumSet;
 import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
 import java.util.List;
+import java.util.Optional;
 import java.util.SequencedMap;
 import java.util.Set;
 import java.util.concurrent.atomic.AtomicBoolean;
@@ -43,7 +43,6 @@ public final class Checkpoint implements AutoCloseable {
   private static final Set<DType> DTYPES = EnumSet.of(DType.F32, DType.F16, DType.BF16);
   private static final Pattern MATRIX =
       Pattern.compile("backbone\\.embeddings\\.weight|lm_head\\.weight|.*_proj\\.weight");
-  private static final String GGUF = ".gguf";
   private static final int MAX_LISTED = 8;
 
   private final TensorIndex index;
@@ -89,9 +88,9 @@ public final class Checkpoint implements AutoCloseable {
    *     tensors and configuration do not fit each other
    */
   public static Checkpoint open(Path folder) throws IOException {
-    Path gguf = ggufFile(folder);
-    if (gguf != null) {
-      return open(GgufFile.open(gguf));
+    Optional<Path> gguf = GgufFile.find(folder);
+    if (gguf.isPresent()) {
+      return open(GgufFile.open(gguf.get()));
     }
     Path configPath = folder.resolve(CONFIG);
     byte[] json = InputFiles.read(configPath, ConfigFile.MAX_BYTES);
@@ -123,26 +122,6 @@ public final class Checkpoint implements AutoCloseable {
         weights.close();
       }
       throw e;
-    }
-  }
-
-  /** The GGUF file that {@code model} is or holds; null where it is a folder of another layout. */
-  private static Path ggufFile(Path model) throws IOException {
-    if (Files.isRegularFile(model)) {
-      return model;
-    }
-    if (!Files.isDirectory(model) || TensorIndex.isPresent(model)) {
-      return null;
-    }
-    try (var files = Files.list(model)) {
-      var found = files.filter(file -> file.getFileName().toString().endsWith(GGUF)).sorted().limit(2).toList();
-      if (found.size() > 1) {
-        throw in(
-            model,
-            "expected one GGUF file, found several, such as %s and %s; name the file to open"
-                .formatted(quote(found.get(0).getFileName().toString()), quote(found.get(1).getFileName().toString())));
-      }
-      return found.isEmpty() ? null : found.getFirst();
     }
   }
 

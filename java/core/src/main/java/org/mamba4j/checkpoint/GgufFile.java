@@ -7,12 +7,14 @@ import static org.mamba4j.checkpoint.CheckpointException.quote;
 import java.io.IOException;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.Collections;
 import java.util.Comparator;
 import java.util.LinkedHashMap;
 import java.util.Map;
+import java.util.Optional;
 import java.util.Set;
 import java.util.concurrent.atomic.AtomicBoolean;
 import org.mamba4j.DType;
@@ -63,6 +65,31 @@ public final class GgufFile implements AutoCloseable {
     this.data = data;
     this.metadata = metadata;
     this.entries = entries;
+  }
+
+  /**
+   * The GGUF file that {@code model} names: itself if it is a file, or the only one in a folder that holds the files of
+   * no other layout.
+   *
+   * @throws CheckpointException if there are several
+   */
+  public static Optional<Path> find(Path model) throws IOException {
+    if (Files.isRegularFile(model)) {
+      return Optional.of(model);
+    }
+    if (!Files.isDirectory(model) || TensorIndex.isPresent(model)) {
+      return Optional.empty();
+    }
+    try (var files = Files.list(model)) {
+      var found = files.filter(file -> file.getFileName().toString().endsWith(".gguf")).sorted().limit(2).toList();
+      if (found.size() > 1) {
+        throw in(
+            model,
+            "expected one GGUF file, found several, such as %s and %s; name the file to open"
+                .formatted(quote(found.get(0).getFileName().toString()), quote(found.get(1).getFileName().toString())));
+      }
+      return found.stream().findFirst();
+    }
   }
 
   /**

@@ -36,11 +36,13 @@ public final class TextModel implements AutoCloseable {
   private final Model model;
   private final Tokenizer tokenizer; // null if the model has none
   private final int vocabSize;
+  private final String noTokenizer; // what is missing, null if nothing is
   private final Set<Integer> endTokens;
 
-  private TextModel(Model model, Tokenizer tokenizer, Set<Integer> endTokens) {
+  private TextModel(Model model, Tokenizer tokenizer, String noTokenizer, Set<Integer> endTokens) {
     this.model = model;
     this.tokenizer = tokenizer;
+    this.noTokenizer = noTokenizer;
     this.endTokens = endTokens;
     int modelVocab = Math.toIntExact(model.config().vocabSize());
     this.vocabSize = tokenizer == null ? modelVocab : Math.min(modelVocab, tokenizer.vocabSize());
@@ -79,7 +81,8 @@ public final class TextModel implements AutoCloseable {
       } else {
         ends.addAll(TokenizerFiles.endTokens(model.folder()));
       }
-      return new TextModel(model, tokenizer, Set.copyOf(ends));
+      String missing = tokenizer == null ? Tokenizer.missing(model.folder()) : null;
+      return new TextModel(model, tokenizer, missing, Set.copyOf(ends));
     } catch (IOException | RuntimeException e) {
       if (tokenizer != null) {
         tokenizer.close();
@@ -99,12 +102,11 @@ public final class TextModel implements AutoCloseable {
   }
 
   /**
-   * @throws IllegalStateException if the model folder has no tokenizer.json
+   * @throws IllegalStateException if the model has no tokenizer; the message says what is missing
    */
   public Tokenizer tokenizer() {
     if (tokenizer == null) {
-      throw new IllegalStateException(
-          model.folder() + " has no tokenizer.json, so texts cannot be encoded; use token ids");
+      throw new IllegalStateException(noTokenizer);
     }
     return tokenizer;
   }

@@ -2,6 +2,7 @@ package org.mamba4j.text;
 
 import ai.djl.huggingface.tokenizers.HuggingFaceTokenizer;
 import ai.djl.huggingface.tokenizers.jni.LibUtils;
+import java.io.ByteArrayInputStream;
 import java.io.IOException;
 import java.io.InputStream;
 import java.nio.charset.CharsetEncoder;
@@ -15,10 +16,11 @@ import java.util.Set;
 import java.util.concurrent.locks.ReadWriteLock;
 import java.util.concurrent.locks.ReentrantReadWriteLock;
 import java.util.function.Function;
+import org.mamba4j.checkpoint.GgufFile;
 
 /**
- * A Hugging Face {@code tokenizer.json}. Thread-safe; closing waits for running calls, later calls throw {@link
- * IllegalStateException}.
+ * A Hugging Face {@code tokenizer.json}, or the vocabulary of a GGUF file. Thread-safe; closing waits for running
+ * calls, later calls throw {@link IllegalStateException}.
  */
 public final class Tokenizer implements AutoCloseable {
   private final HuggingFaceTokenizer library;
@@ -31,27 +33,54 @@ public final class Tokenizer implements AutoCloseable {
     this.files = files;
   }
 
-  /** Whether the folder holds a tokenizer that {@link #load} could read. */
-  public static boolean isPresent(Path modelFolder) {
-    return Files.isRegularFile(modelFolder.resolve(TokenizerFiles.TOKENIZER));
+  /**
+   * Whether the folder holds, or beside the GGUF file lies, a tokenizer that {@link #load} could read, or the GGUF file
+   * itself has one.
+   */
+  public static boolean isPresent(Path model) throws IOException {
+    return Files.isRegularFile(file(model)) || GgufTokenizer.missing(model).isEmpty();
+  }
+
+  private static Path file(Path model) {
+    return Files.isRegularFile(model)
+        ? model.resolveSibling(TokenizerFiles.TOKENIZER)
+        : model.resolve(TokenizerFiles.TOKENIZER);
+  }
+
+  /** What keeps {@link #load} from finding a tokenizer. */
+  static String missing(Path model) throws IOException {
+    String why = GgufFile.find(model).isEmpty() ? "" : ", and " + GgufTokenizer.missing(model).orElse("");
+    return file(model) + " is missing" + why + ": text needs the model's tokenizer; token ids work without it";
   }
 
   /**
    * Loads {@code tokenizer.json} and, where present, the end-of-text tokens named by {@code tokenizer_config.json} and
-   * {@code generation_config.json}.
+   * {@code generation_config.json}. {@code model} is a folder, or a GGUF file with these beside it; without a {@code
+   * tokenizer.json} the vocabulary in the GGUF file is taken if it is byte-level BPE with the splits of GPT-2.
    *
    * @throws IOException if the file is missing, unreadable or no tokenizer; the message names it
    */
-  public static Tokenizer load(Path modelFolder) throws IOException {
-    Path file = modelFolder.resolve(TokenizerFiles.TOKENIZER);
-    if (!Files.isRegularFile(file)) {
-      throw new IOException(file + " is missing: text needs the model's tokenizer; token ids work without it");
+  public static Tokenizer load(Path model) throws IOException {
+    Path file = file(model);
+    if (Files.isRegularFile(file)) {
+      TokenizerFiles files = TokenizerFiles.read(file);
+      try (InputStream in = Files.newInputStream(file)) {
+        return load(file, in, files);
+      }
     }
-    TokenizerFiles files = TokenizerFiles.read(modelFolder);
+    if (GgufTokenizer.missing(model).isPresent()) {
+      throw new IOException(missing(model));
+    }
+    Path gguf = GgufFile.find(model).orElseThrow();
+    byte[] json = GgufTokenizer.json(gguf);
+    return load(gguf, new ByteArrayInputStream(json), TokenizerFiles.read(gguf, json));
+  }
+
+  private static Tokenizer load(Path file, InputStream in, TokenizerFiles files) throws IOException {
     NativeLibrary.load();
     // The library would cut texts at 512 tokens by itself.
     Map<String, String> options = Map.of("truncation", "false", "padding", "false");
-    try (InputStream in = Files.newInputStream(file)) {
+    try {
       return new Tokenizer(HuggingFaceTokenizer.newInstance(in, options), files);
     } catch (RuntimeException e) {
       throw new IOException(file + " is not a tokenizer that can be read: " + e.getMessage(), e);

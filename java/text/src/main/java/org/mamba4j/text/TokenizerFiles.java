@@ -7,6 +7,7 @@ import com.fasterxml.jackson.core.JsonToken;
 import com.fasterxml.jackson.core.StreamReadConstraints;
 import com.fasterxml.jackson.core.json.JsonReadFeature;
 import com.fasterxml.jackson.jr.ob.JSON;
+import java.io.ByteArrayInputStream;
 import java.io.IOException;
 import java.io.InputStream;
 import java.nio.file.Files;
@@ -38,12 +39,21 @@ record TokenizerFiles(int vocabSize, BitSet special, Set<Integer> endTokens) {
       .streamReadConstraints(StreamReadConstraints.builder().maxNestingDepth(200).build())
       .build();
 
-  static TokenizerFiles read(Path folder) throws IOException {
-    Vocabulary vocabulary = new Vocabulary(folder.resolve(TOKENIZER));
-    parse(vocabulary.file, vocabulary::field);
+  /** Of a GGUF file whose vocabulary is {@code json}. */
+  static TokenizerFiles read(Path gguf, byte[] json) throws IOException {
+    Vocabulary vocabulary = new Vocabulary(gguf);
+    parse(gguf, new ByteArrayInputStream(json), vocabulary::field);
+    return new TokenizerFiles(vocabulary.highestId + 1, vocabulary.special, Set.of());
+  }
+
+  /** Of a tokenizer.json and the files beside it. */
+  static TokenizerFiles read(Path file) throws IOException {
+    Vocabulary vocabulary = new Vocabulary(file);
+    parse(file, vocabulary::field);
     if (vocabulary.highestId < 0) {
-      throw new IOException(vocabulary.file + ": no vocabulary found; expected model.vocab");
+      throw new IOException(file + ": no vocabulary found; expected model.vocab");
     }
+    Path folder = file.toAbsolutePath().getParent();
     Set<Integer> ends = new HashSet<>(endTokens(folder));
     Path config = folder.resolve(TOKENIZER_CONFIG);
     if (Files.isRegularFile(config)) {
@@ -91,7 +101,13 @@ record TokenizerFiles(int vocabSize, BitSet special, Set<Integer> endTokens) {
     if (bytes > MAX_BYTES) {
       throw new IOException(file + " has " + bytes + " bytes, expected at most " + MAX_BYTES);
     }
-    try (InputStream in = Files.newInputStream(file); JsonParser parser = FACTORY.createParser(in)) {
+    try (InputStream in = Files.newInputStream(file)) {
+      parse(file, in, reader);
+    }
+  }
+
+  private static void parse(Path file, InputStream in, FieldReader reader) throws IOException {
+    try (JsonParser parser = FACTORY.createParser(in)) {
       if (parser.nextToken() != JsonToken.START_OBJECT) {
         throw new IOException(file + ": expected a JSON object");
       }

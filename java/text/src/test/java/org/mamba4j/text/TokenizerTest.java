@@ -129,7 +129,7 @@ class TokenizerTest {
   }
 
   @Test
-  void aMissingTokenizerIsNamed() {
+  void aMissingTokenizerIsNamed() throws IOException {
     assertFalse(Tokenizer.isPresent(folder));
     IOException e = assertThrows(IOException.class, () -> Tokenizer.load(folder));
     assertTrue(e.getMessage().contains("tokenizer.json is missing"), e.getMessage());
