@@ -28,7 +28,7 @@ import org.mamba4j.Tensor;
  * }</pre>
  *
  * <p>A prompt is fed with the special tokens that the tokenizer's own post-processor adds, nothing else. A model without
- * {@code tokenizer.json} works on token ids; its texts are empty.
+ * a tokenizer, see {@link Tokenizer#load}, works on token ids; its texts are empty.
  */
 public final class TextModel implements AutoCloseable {
   private static final int SCORE_CHUNK = 64; // bounds the logits held at once to 64 rows
