@@ -348,8 +348,9 @@ typedef struct m4j_linear_args {
 
 M4J_API m4j_status m4j_linear(m4j_engine* engine, const m4j_linear_args* args, m4j_error* err);
 
-/* Quantises weights [rows, in] (F32, F16 or BF16, contiguous, finite) into out [rows, in] (Q8_0 or Q4_0). Scales are
- * chosen for the least squared error of each block. */
+/* Quantises weights [rows, in] (F32, F16 or BF16, contiguous) into out [rows, in] (Q8_0 or Q4_0). Q8_0 maps the largest
+ * weight of a block to +-127, the scale of Q4_0 is searched for the least squared error. A NaN, or a magnitude above
+ * 2^18, is M4J_ERR_INVALID_ARGUMENT; out is undefined then. */
 M4J_API m4j_status m4j_quantize(m4j_engine* engine, const m4j_tensor* weights, const m4j_tensor* out, m4j_error* err);
 
 /* out[i] = table[ids[i]]; ids [n_ids], table [V, D] (any dtype) and out [n_ids, D] with rows contiguous. */

@@ -1,5 +1,6 @@
 // Public operations on rows: RMSNorm, linear, embedding, softmax.
 #include <algorithm>
+#include <atomic>
 
 #include "api/error.h"
 #include "api/handles.h"
@@ -128,13 +129,20 @@ void quantize_tensor(Engine& engine, const m4j_tensor& weights_tensor, const m4j
   const DType from = static_cast<DType>(weights.t.dtype), to = static_cast<DType>(out.t.dtype);
   if (!is_quantised(to)) fail(M4J_ERR_INVALID_ARGUMENT, "out: dtype is %d, expected Q8_0 or Q4_0", out.t.dtype);
   check_disjoint(out, weights);
+  std::atomic<bool> finite = true;
   Engine::Turn turn(engine);
   turn.run([&](const Share& share) {
     int64_t begin, end;
     share.range(rows, 1, &begin, &end);
-    quantize(static_cast<const uint8_t*>(weights.t.data) + dtype_bytes(from, begin * in), from, (end - begin) * in, to,
-             static_cast<uint8_t*>(out.t.data) + dtype_bytes(to, begin * in));
+    if (!quantize(static_cast<const uint8_t*>(weights.t.data) + dtype_bytes(from, begin * in), from, (end - begin) * in,
+                  to, static_cast<uint8_t*>(out.t.data) + dtype_bytes(to, begin * in))) {
+      finite = false;
+    }
   });
+  if (!finite) {
+    fail(M4J_ERR_INVALID_ARGUMENT, "weights: a NaN or a magnitude above %g, which cannot be quantised",
+         double{kMaxQuantisable});
+  }
 }
 
 void softmax(Engine& engine, void (*op)(const SoftmaxArgs&, const Share&), const m4j_tensor& x_tensor,

@@ -112,7 +112,7 @@ public final class Model implements AutoCloseable {
     return parameterCount;
   }
 
-  /** Bytes of weights as the checkpoint stores them. */
+  /** Bytes of weights in the element types in use, see {@link WeightType}. */
   public long weightBytes() {
     return weightBytes;
   }

@@ -6,7 +6,9 @@ import java.io.IOException;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.nio.file.Path;
+import java.util.IdentityHashMap;
 import java.util.List;
+import java.util.Map;
 import org.mamba4j.ModelOptions.Weights;
 import org.mamba4j.checkpoint.Checkpoint;
 import org.mamba4j.checkpoint.LayerWeights;
@@ -15,6 +17,7 @@ import org.mamba4j.ffi.m4j_layer_weights;
 import org.mamba4j.ffi.m4j_model_config;
 import org.mamba4j.ffi.m4j_model_weights;
 import org.mamba4j.ffi.mamba4j_h;
+import org.mamba4j.internal.FloatConversion;
 import org.mamba4j.internal.OffHeap;
 import org.mamba4j.internal.Reclaimer;
 import org.mamba4j.internal.Status;
@@ -24,14 +27,29 @@ import org.mamba4j.internal.TensorStruct;
 final class ModelLoader {
   private final Checkpoint checkpoint;
   private final ModelOptions options;
+  private final Engine engine;
   private final Arena copies;
+  private final Map<Tensor, DType> converted = new IdentityHashMap<>(); // tensors that change their type
+  private final boolean copied; // whether nothing stays in the mapped files
   private final long totalBytes;
   private long doneBytes;
+  private long weightBytes;
 
-  private ModelLoader(Checkpoint checkpoint, ModelOptions options, Arena copies) {
+  private ModelLoader(Checkpoint checkpoint, ModelOptions options, Engine engine, Arena copies) {
     this.checkpoint = checkpoint;
     this.options = options;
+    this.engine = engine;
     this.copies = copies;
+    checkpoint
+        .hfTensors()
+        .forEach(
+            (name, tensor) -> {
+              DType type = options.weightType().of(name, tensor);
+              if (type != tensor.dtype()) {
+                converted.put(tensor, type);
+              }
+            });
+    this.copied = options.weights() == Weights.COPIED || !converted.isEmpty();
     this.totalBytes = checkpoint.hfTensors().values().stream().mapToLong(ModelLoader::bytes).sum();
   }
 
@@ -43,7 +61,7 @@ final class ModelLoader {
       checkpoint = Checkpoint.open(folder);
       ownEngine = options.engine() == null ? Engine.create(options.engineOptions()) : null;
       Engine engine = ownEngine == null ? options.engine() : ownEngine;
-      return new ModelLoader(checkpoint, options, copies).create(folder, engine, ownEngine);
+      return new ModelLoader(checkpoint, options, engine, copies).create(folder, ownEngine);
     } catch (Throwable e) {
       release(ownEngine, checkpoint, copies);
       throw e;
@@ -61,7 +79,7 @@ final class ModelLoader {
     Reclaimer.close(copies);
   }
 
-  private Model create(Path folder, Engine engine, Engine ownEngine) {
+  private Model create(Path folder, Engine ownEngine) {
     ModelConfig config = checkpoint.config();
     MemorySegment model;
     MemorySegment states;
@@ -85,12 +103,11 @@ final class ModelLoader {
       states = out.get(C_POINTER, 0);
     }
     long parameters = checkpoint.hfTensors().values().stream().mapToLong(Tensor::size).sum();
-    boolean copied = options.weights() == Weights.COPIED;
     if (copied) {
       checkpoint.close();
     }
     var handle = new Model.Handle(model, states, ownEngine, copied ? null : checkpoint, copies);
-    return new Model(folder, config, engine, parameters, totalBytes, handle);
+    return new Model(folder, config, engine, parameters, weightBytes, handle);
   }
 
   private static MemorySegment describe(ModelConfig config, Arena arena) {
@@ -154,11 +171,29 @@ final class ModelLoader {
 
   private void put(MemorySegment struct, String name, Tensor tensor) {
     if (tensor != null) {
-      boolean mapped = options.weights() == Weights.MAPPED;
-      TensorStruct.write(struct, name, mapped ? tensor : OffHeap.copy(copies, name, tensor));
+      Tensor used = inUse(name, tensor);
+      TensorStruct.write(struct, name, used);
+      weightBytes += bytes(used);
       doneBytes += bytes(tensor);
       options.progress().progress("weights", doneBytes, totalBytes);
     }
+  }
+
+  private Tensor inUse(String name, Tensor stored) {
+    DType type = converted.get(stored);
+    if (type == null) {
+      return copied ? OffHeap.copy(copies, name, stored) : stored;
+    }
+    Tensor tensor = OffHeap.allocate(copies, name, type, stored.shape());
+    if (type.isBlock()) {
+      try {
+        return Ops.quantize(engine, stored, tensor);
+      } catch (IllegalArgumentException e) {
+        throw new IllegalArgumentException(name + ": " + e.getMessage(), e);
+      }
+    }
+    FloatConversion.convert(name, stored, tensor);
+    return tensor;
   }
 
   private static long bytes(Tensor tensor) {

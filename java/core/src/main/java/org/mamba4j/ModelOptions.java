@@ -8,10 +8,16 @@ import java.util.Objects;
  * @param engineOptions the engine to make for the model; ignored if {@code engine} is given
  * @param engine an engine to share, which the model does not close; null to make one for the model alone
  * @param weights whether weights stay in the mapped files
+ * @param weightType element type of the matrices; another one than {@link WeightType#STORED} has them converted into
+ *     native memory while loading, which reads the files once and lets go of them
  * @param progress hears about downloading and reading
  */
 public record ModelOptions(
-    EngineOptions engineOptions, Engine engine, Weights weights, ProgressListener progress) {
+    EngineOptions engineOptions,
+    Engine engine,
+    Weights weights,
+    WeightType weightType,
+    ProgressListener progress) {
 
   /** Where weights live. */
   public enum Weights {
@@ -25,46 +31,52 @@ public record ModelOptions(
   }
 
   private static final ModelOptions DEFAULTS =
-      new ModelOptions(EngineOptions.defaults(), null, Weights.MAPPED, (what, done, total) -> {});
+      new ModelOptions(EngineOptions.defaults(), null, Weights.MAPPED, WeightType.STORED, (what, done, total) -> {});
 
   public ModelOptions {
     Objects.requireNonNull(engineOptions, "engineOptions");
     Objects.requireNonNull(weights, "weights");
+    Objects.requireNonNull(weightType, "weightType");
     Objects.requireNonNull(progress, "progress");
   }
 
-  /** An engine of its own with default options, mapped weights, no progress reports. */
+  /** An engine of its own with default options, mapped weights as they are stored, no progress reports. */
   public static ModelOptions defaults() {
     return DEFAULTS;
   }
 
   /** These options with another device for the model's own engine. */
   public ModelOptions withDevice(Device device) {
-    return new ModelOptions(engineOptions.withDevice(device), engine, weights, progress);
+    return new ModelOptions(engineOptions.withDevice(device), engine, weights, weightType, progress);
   }
 
   /** These options with another number of threads for the model's own engine, 0 for the default. */
   public ModelOptions withThreads(int threads) {
-    return new ModelOptions(engineOptions.withThreads(threads), engine, weights, progress);
+    return new ModelOptions(engineOptions.withThreads(threads), engine, weights, weightType, progress);
   }
 
   /** These options with another instruction set for the model's own engine, null for the best. */
   public ModelOptions withSimdTarget(String simdTarget) {
-    return new ModelOptions(engineOptions.withSimdTarget(simdTarget), engine, weights, progress);
+    return new ModelOptions(engineOptions.withSimdTarget(simdTarget), engine, weights, weightType, progress);
   }
 
   /** These options with an engine to share, which stays the caller's to close. */
   public ModelOptions withEngine(Engine engine) {
-    return new ModelOptions(engineOptions, Objects.requireNonNull(engine, "engine"), weights, progress);
+    return new ModelOptions(engineOptions, Objects.requireNonNull(engine, "engine"), weights, weightType, progress);
   }
 
   /** These options with another place for the weights. */
   public ModelOptions withWeights(Weights weights) {
-    return new ModelOptions(engineOptions, engine, weights, progress);
+    return new ModelOptions(engineOptions, engine, weights, weightType, progress);
+  }
+
+  /** These options with another element type for the matrices in memory. */
+  public ModelOptions withWeightType(WeightType weightType) {
+    return new ModelOptions(engineOptions, engine, weights, weightType, progress);
   }
 
   /** These options with a listener. */
   public ModelOptions withProgress(ProgressListener progress) {
-    return new ModelOptions(engineOptions, engine, weights, progress);
+    return new ModelOptions(engineOptions, engine, weights, weightType, progress);
   }
 }

@@ -177,6 +177,21 @@ public final class Ops {
         });
   }
 
+  /**
+   * Quantises {@code weights} [rows, n] (F32, F16 or BF16, contiguous, n a multiple of 32) into {@code out} [rows, n],
+   * {@link DType#Q8_0} or {@link DType#Q4_0}: scales for the least squared error of each block. Returns out.
+   */
+  public static Tensor quantize(Engine engine, Tensor weights, Tensor out) {
+    return call(
+        engine,
+        out,
+        (arena, call) -> {
+          MemorySegment weightsStruct = call.input("weights", required("weights", weights));
+          MemorySegment outStruct = call.output("out", out);
+          call.invoke(OpFunction.QUANTIZE, engine.pointer(), weightsStruct, outStruct);
+        });
+  }
+
   /** Softmax over the last dimension of {@code x} [rows, n], in a new tensor. */
   public static Tensor softmax(Engine engine, Tensor x) {
     return softmax(engine, x, like(required("x", x)));

@@ -7,6 +7,7 @@ import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.util.Arrays;
 import java.util.Objects;
+import org.mamba4j.internal.FloatConversion;
 
 /**
  * A view on memory: a {@link MemorySegment}, an element type, a shape and strides. Nothing is copied unless a method's
@@ -244,6 +245,26 @@ public final class Tensor {
     return copy;
   }
 
+  /**
+   * A contiguous copy in {@code arena} of this contiguous F32, F16 or BF16 tensor as another of these types, rounded to
+   * nearest, ties to even.
+   *
+   * @throws IllegalArgumentException if a finite element is too large for {@code newType}, or for other types
+   */
+  public Tensor convertTo(Arena arena, DType newType) {
+    for (DType type : new DType[] {dtype, newType}) {
+      if (type != DType.F32 && type != DType.F16 && type != DType.BF16) {
+        throw new IllegalArgumentException("F32, F16 or BF16 expected, found " + type);
+      }
+    }
+    if (!isContiguous()) {
+      throw new IllegalArgumentException("a contiguous tensor expected, found " + this);
+    }
+    Tensor copy = allocate(arena, newType, shape);
+    FloatConversion.convert(toString(), this, copy);
+    return copy;
+  }
+
   /** The view with dimension {@code dim} fixed at {@code index}, one dimension fewer. */
   public Tensor select(int dim, long index) {
     Objects.checkIndex(dim, shape.length);
@@ -362,18 +383,10 @@ public final class Tensor {
       case F64 -> segment.set(F64, offset, value);
       case F32 -> segment.set(F32, offset, value);
       case F16 -> segment.set(I16, offset, Float.floatToFloat16(value));
-      case BF16 -> segment.set(I16, offset, floatToBfloat16(value));
+      case BF16 -> segment.set(I16, offset, FloatConversion.toBfloat16(value));
       case I64, I32, I16, I8, U8, BOOL, Q8_0, Q4_0 -> throw new IllegalArgumentException(
           "a tensor of floating-point elements expected, found " + dtype + " " + Arrays.toString(shape));
     }
-  }
-
-  private static short floatToBfloat16(float value) {
-    int bits = Float.floatToRawIntBits(value);
-    if (Float.isNaN(value)) {
-      return (short) (bits >>> 16 | 0x40); // rounding could turn a NaN into infinity; keep it a quiet NaN
-    }
-    return (short) (bits + 0x7fff + (bits >>> 16 & 1) >>> 16);
   }
 
   private int arrayLength() {

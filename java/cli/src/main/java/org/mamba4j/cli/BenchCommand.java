@@ -12,6 +12,7 @@ import org.mamba4j.Model;
 import org.mamba4j.ModelOptions;
 import org.mamba4j.Session;
 import org.mamba4j.Tensor;
+import org.mamba4j.WeightType;
 import org.mamba4j.checkpoint.Checkpoint;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
@@ -33,28 +34,14 @@ import picocli.CommandLine.ParameterException;
       "",
       "Examples:",
       "  mamba4j bench --model tests/models/mamba2-java-9m",
-      "  mamba4j bench --model state-spaces/mamba-130m-hf --threads 2 --prefill 512 --decode 128 --repeat 5 --json"
+      "  mamba4j bench --model state-spaces/mamba-130m-hf --threads 2 --prefill 512 --decode 128 --repeat 5 --json",
+      "  mamba4j bench --model state-spaces/mamba-130m-hf --weights int8"
     })
 final class BenchCommand extends CliCommand {
   static final int TTFT_PROMPT = 16;
 
-  /** Forms of the weights in memory. */
-  enum WeightType {
-    F32,
-    BF16,
-    F16,
-    INT8,
-    INT4
-  }
-
   @Mixin ModelOption model;
   @Mixin DeviceOptions device;
-
-  @Option(
-      names = "--weights",
-      paramLabel = "TYPE",
-      description = "Form of the weights in memory: ${COMPLETION-CANDIDATES}. Without it, as they are stored.")
-  WeightType weights;
 
   @Option(names = "--prefill", paramLabel = "N", defaultValue = "512", description = "Tokens of the long prompt.")
   int prefill;
@@ -74,23 +61,21 @@ final class BenchCommand extends CliCommand {
     checkPositive("--decode", decode);
     checkPositive("--repeat", repeat);
     Path folder = model.folder();
-    DType stored = storedType(folder);
-    checkWeights(folder, stored);
 
     Map<String, Object> figures = new LinkedHashMap<>();
     try (Engine engine = Engine.create(device.engineOptions())) {
-      ModelOptions options = ModelOptions.defaults().withEngine(engine);
+      ModelOptions options = ModelOptions.defaults().withEngine(engine).withWeightType(model.weights);
       figures.put("load_ms", Spread.seconds(repeat, () -> Model.load(folder, options).close()).milliseconds());
       try (Model loaded = Model.load(folder, options);
           Session session = loaded.newSession()) {
         measure(session, figures);
-        figures.put("bytes_per_token", bytesPerToken(loaded));
+        figures.put("bytes_per_token", bytesPerToken(loaded, model.weights));
       }
       figures.put("read_bandwidth_gb_s", Ceilings.readBandwidth(engine.threads()));
       figures.put("sgemm_gflops", Ceilings.sgemm(engine));
       figures.put("simd_target", engine.simdTarget());
       figures.put("threads", engine.threads());
-      figures.put("weights", lower(stored));
+      figures.put("weights", weights(folder));
     }
     if (json) {
       figures.replaceAll((name, value) -> value instanceof Spread spread ? spread.json() : value);
@@ -130,28 +115,25 @@ final class BenchCommand extends CliCommand {
   }
 
   /** What one sequence's next token costs in memory traffic. Of an embedding that is not the head too, one row is read. */
-  private static long bytesPerToken(Model loaded) throws IOException {
+  private static long bytesPerToken(Model loaded, WeightType weights) throws IOException {
     long unread = 0;
     if (!loaded.config().tiedHead()) {
       try (Checkpoint checkpoint = Checkpoint.open(loaded.folder())) {
         Tensor embedding = checkpoint.embedding();
-        unread = embedding.dtype().bytesFor((embedding.dim(0) - 1) * embedding.dim(1));
+        DType dtype = weights.of("backbone.embeddings.weight", embedding);
+        unread = dtype.bytesFor((embedding.dim(0) - 1) * embedding.dim(1));
       }
     }
     return loaded.weightBytes() - unread + 2 * loaded.stateBytes();
   }
 
-  private static DType storedType(Path folder) throws IOException {
-    try (Checkpoint checkpoint = Checkpoint.open(folder)) {
-      return checkpoint.layers().getFirst().inProj().dtype();
+  /** What was asked for, or what the checkpoint stores. */
+  private String weights(Path folder) throws IOException {
+    if (model.weights != WeightType.STORED) {
+      return lower(model.weights);
     }
-  }
-
-  private void checkWeights(Path folder, DType stored) {
-    if (weights != null && !weights.name().equals(stored.name())) {
-      throw new UnsupportedOperationException(
-          "--weights %s: %s stores its weights as %s, and only that is supported: this version does not convert them"
-              .formatted(lower(weights), folder, lower(stored)));
+    try (Checkpoint checkpoint = Checkpoint.open(folder)) {
+      return lower(checkpoint.layers().getFirst().inProj().dtype());
     }
   }
 

@@ -1,17 +1,24 @@
 package org.mamba4j.cli;
 
+import com.fasterxml.jackson.jr.ob.JSON;
 import java.io.IOException;
+import java.lang.foreign.Arena;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
+import java.util.LinkedHashMap;
 import java.util.List;
+import java.util.Locale;
 import java.util.Map;
+import org.mamba4j.DType;
 import org.mamba4j.Tensor;
+import org.mamba4j.WeightType;
 import org.mamba4j.checkpoint.Checkpoint;
 import org.mamba4j.checkpoint.SafetensorsWriter;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
+import picocli.CommandLine.ParameterException;
 
 @Command(
     name = "convert",
@@ -21,11 +28,14 @@ import picocli.CommandLine.Option;
     },
     footer = {
       "",
-      "Weights keep their values and types; only names and layout change.",
+      "Without --weights the weights keep their values and types; only names and layout change. With f32, f16 or bf16",
+      "the matrices are written in that type, as the other commands would hold them in memory. Safetensors has no blocks",
+      "with shared scales, so int8 and int4 are not written: the other commands quantise in a moment while loading.",
       "",
       "Examples:",
       "  mamba4j convert --model state-spaces/mamba-130m --out mamba-130m",
-      "  mamba4j convert --model checkpoints/sharded --out checkpoints/single --force"
+      "  mamba4j convert --model checkpoints/sharded --out checkpoints/single --force",
+      "  mamba4j convert --model checkpoints/float32 --weights bf16 --out checkpoints/bfloat16"
     })
 final class ConvertCommand extends CliCommand {
   private static final String WEIGHTS = "model.safetensors";
@@ -51,6 +61,12 @@ final class ConvertCommand extends CliCommand {
 
   @Override
   public Integer call() throws IOException {
+    if (model.weights == WeightType.INT8 || model.weights == WeightType.INT4) {
+      throw new ParameterException(
+          spec.commandLine(),
+          "--weights %s: safetensors files have no such type; give the option to the command that loads the model"
+              .formatted(model.weights.name().toLowerCase(Locale.ROOT)));
+    }
     Path folder = model.folder();
     Files.createDirectories(out);
     if (Files.isSameFile(folder, out)) {
@@ -65,11 +81,13 @@ final class ConvertCommand extends CliCommand {
       }
     }
     int count;
-    try (Checkpoint checkpoint = Checkpoint.open(folder)) {
-      Map<String, Tensor> tensors = checkpoint.hfTensors();
+    try (Checkpoint checkpoint = Checkpoint.open(folder);
+        Arena converted = Arena.ofShared()) {
+      Map<String, Tensor> tensors = new LinkedHashMap<>(checkpoint.hfTensors());
+      tensors.replaceAll((name, tensor) -> inType(name, tensor, converted));
       count = tensors.size();
       SafetensorsWriter.write(out.resolve(WEIGHTS), tensors, Map.of("format", "pt"));
-      Files.writeString(out.resolve(CONFIG), checkpoint.hfConfigJson());
+      Files.writeString(out.resolve(CONFIG), configJson(checkpoint));
     }
     for (String name : companions) {
       Files.copy(folder.resolve(name), out.resolve(name), StandardCopyOption.REPLACE_EXISTING);
@@ -77,6 +95,33 @@ final class ConvertCommand extends CliCommand {
     out().printf(
         "%s: %d tensors, %s%n", out.resolve(WEIGHTS), count, Text.bytes(Files.size(out.resolve(WEIGHTS))));
     return 0;
+  }
+
+  private Tensor inType(String name, Tensor tensor, Arena arena) {
+    DType type = model.weights.of(name, tensor);
+    try {
+      return type == tensor.dtype() ? tensor : tensor.convertTo(arena, type);
+    } catch (IllegalArgumentException e) {
+      throw new IllegalArgumentException(name + ": " + e.getMessage(), e);
+    }
+  }
+
+  /** Names the type of the matrices, which transformers loads a model in. */
+  private String configJson(Checkpoint checkpoint) throws IOException {
+    String json = checkpoint.hfConfigJson();
+    String type =
+        switch (model.weights) {
+          case F32 -> "float32";
+          case F16 -> "float16";
+          case BF16 -> "bfloat16";
+          case STORED, INT8, INT4 -> null;
+        };
+    if (type == null) {
+      return json;
+    }
+    Map<String, Object> config = JSON.std.mapFrom(json);
+    config.put(config.containsKey("dtype") ? "dtype" : "torch_dtype", type);
+    return JSON.std.with(JSON.Feature.PRETTY_PRINT_OUTPUT, JSON.Feature.WRITE_NULL_PROPERTIES).asString(config) + "\n";
   }
 
   private void refuseToReplace(String name) throws IOException {

@@ -8,6 +8,7 @@ import java.util.TreeSet;
 import org.mamba4j.Engine;
 import org.mamba4j.Model;
 import org.mamba4j.ModelConfig;
+import org.mamba4j.WeightType;
 import org.mamba4j.checkpoint.Checkpoint;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
@@ -22,7 +23,7 @@ import picocli.CommandLine.Option;
       "",
       "Examples:",
       "  mamba4j inspect --model tests/models/mamba2-java-9m",
-      "  mamba4j inspect --model tests/models/mamba2-java-9m --json"
+      "  mamba4j inspect --model tests/models/mamba2-java-9m --weights int8 --json"
     })
 final class InspectCommand extends CliCommand {
   @Mixin ModelOption model;
@@ -41,7 +42,7 @@ final class InspectCommand extends CliCommand {
       addDimensions(config, facts);
       facts.put("parameters", loaded.parameterCount());
       facts.put("weight_bytes", loaded.weightBytes());
-      facts.put("weight_dtype", dtypes(loaded));
+      facts.put("weight_dtype", dtypes(loaded, model.weights));
       facts.put("state_bytes", loaded.stateBytes());
       facts.put("device", engine.device().toString());
       facts.put("simd_target", engine.simdTarget());
@@ -75,10 +76,12 @@ final class InspectCommand extends CliCommand {
   }
 
   /** Such as {@code bf16}, or {@code bf16, f32} where they are mixed. */
-  private static String dtypes(Model model) throws IOException {
+  private static String dtypes(Model model, WeightType weights) throws IOException {
     TreeSet<String> names = new TreeSet<>();
     try (Checkpoint checkpoint = Checkpoint.open(model.folder())) {
-      checkpoint.hfTensors().values().forEach(tensor -> names.add(tensor.dtype().name().toLowerCase(Locale.ROOT)));
+      checkpoint
+          .hfTensors()
+          .forEach((name, tensor) -> names.add(weights.of(name, tensor).name().toLowerCase(Locale.ROOT)));
     }
     return String.join(", ", names);
   }

@@ -8,6 +8,7 @@ import org.mamba4j.Engine;
 import org.mamba4j.Model;
 import org.mamba4j.ModelOptions;
 import org.mamba4j.ProgressListener;
+import org.mamba4j.WeightType;
 import org.mamba4j.hub.Hub;
 import org.mamba4j.text.TextModel;
 import picocli.CommandLine.Model.CommandSpec;
@@ -36,6 +37,16 @@ final class ModelOption {
       })
   String model;
 
+  @Option(
+      names = "--weights",
+      paramLabel = "TYPE",
+      defaultValue = "stored",
+      description = {
+        "Element type of the matrices: ${COMPLETION-CANDIDATES}; INT8 and INT4 share a scale among 32 weights. What",
+        "differs from the files is converted while loading."
+      })
+  WeightType weights;
+
   /** The folder or GGUF file, after a download if need be. */
   Path folder() throws IOException {
     Path path = Path.of(model);
@@ -63,8 +74,8 @@ final class ModelOption {
     return TextModel.load(folder(), options(engine));
   }
 
-  private ModelOptions options(Engine engine) {
-    return ModelOptions.defaults().withEngine(engine).withProgress(progress());
+  ModelOptions options(Engine engine) {
+    return ModelOptions.defaults().withEngine(engine).withWeightType(weights).withProgress(progress());
   }
 
   private ProgressListener progress() {

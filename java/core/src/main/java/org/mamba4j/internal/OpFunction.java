@@ -18,6 +18,7 @@ public enum OpFunction {
   RMS_NORM(mamba4j_h.m4j_rms_norm$address(), mamba4j_h.m4j_rms_norm$descriptor(), 4),
   LINEAR(mamba4j_h.m4j_linear$address(), mamba4j_h.m4j_linear$descriptor(), 4),
   EMBEDDING(mamba4j_h.m4j_embedding$address(), mamba4j_h.m4j_embedding$descriptor(), 2),
+  QUANTIZE(mamba4j_h.m4j_quantize$address(), mamba4j_h.m4j_quantize$descriptor(), 2),
   SOFTMAX(mamba4j_h.m4j_softmax$address(), mamba4j_h.m4j_softmax$descriptor(), 2),
   LOG_SOFTMAX(mamba4j_h.m4j_log_softmax$address(), mamba4j_h.m4j_log_softmax$descriptor(), 2);
 

@@ -144,18 +144,19 @@ public final class Peers implements Callable<Integer> {
     }
     File log = out.resolveSibling("peers-" + name + ".log").toFile();
     try {
-      Path path = name.equals(OURS) ? ourFolder(model, form) : modelDir.resolve(model + "." + form + ".gguf");
+      Path path = name.equals(OURS) ? ourModel(model, form) : modelDir.resolve(model + "." + form + ".gguf");
       contenders.put(name, new WorkerProcess(name, path, threads, name.equals(LLAMA_CPP) ? llamaCpp : null, log));
     } catch (IOException | UnsupportedOperationException e) {
       note("%s %s: %s cannot run it: %s".formatted(model, form, name, e.getMessage()));
     }
   }
 
-  private Path ourFolder(String model, String form) {
+  private Path ourModel(String model, String form) {
     return switch (form) {
       case "f32" -> modelDir.resolve(model + "-hf");
       case "f16" -> modelDir.resolve(model + "-hf16");
-      default -> throw new UnsupportedOperationException("it has no weights of this form yet");
+      case "q8_0" -> modelDir.resolve(model + ".q8_0.gguf"); // the very file that the others read
+      default -> throw new UnsupportedOperationException("it has no weights of this form");
     };
   }
 
