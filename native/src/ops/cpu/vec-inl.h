@@ -86,12 +86,16 @@ HWY_INLINE Vec widen_f16(const uint16_t* p) {
 #if HWY_ARCH_X86 && HWY_TARGET >= HWY_SSE4  // no instruction; Highway's own code there has neither infinity nor NaN
   const hn::RebindToUnsigned<VecTag> d32;
   const auto h = hn::PromoteTo(d32, hn::LoadU(d16, p));
-  const auto magnitude = hn::And(h, hn::Set(d32, 0x7FFFu));
-  // The exponent fields differ by 112, also for subnormal numbers: times 2^112.
-  const auto scaled = hn::Mul(hn::BitCast(d, hn::ShiftLeft<13>(magnitude)), hn::Set(d, 0x1p112f));
   const auto exponent = hn::And(h, hn::Set(d32, 0x7C00u));
+  const auto magnitude = hn::ShiftLeft<13>(hn::And(h, hn::Set(d32, 0x7FFFu)));
+  // The exponent fields differ by 112, for infinity and NaN by twice as much.
   const auto special = hn::VecFromMask(d32, hn::Eq(exponent, hn::Set(d32, 0x7C00u)));
-  const auto bits = hn::Or(hn::BitCast(d32, scaled), hn::And(special, hn::Set(d32, 0x7F800000u)));
+  const auto rebias = hn::Add(hn::Set(d32, 112u << 23), hn::And(special, hn::Set(d32, 112u << 23)));
+  const auto normal = hn::BitCast(d, hn::Add(magnitude, rebias));
+  // A subnormal number as the fraction of 2^-14, which is then taken away: no subnormal float32 comes up.
+  const auto subnormal = hn::Sub(hn::BitCast(d, hn::Add(magnitude, hn::Set(d32, 113u << 23))), hn::Set(d, 0x1p-14f));
+  const auto is_subnormal = hn::MaskFromVec(hn::BitCast(d, hn::VecFromMask(d32, hn::Eq(exponent, hn::Zero(d32)))));
+  const auto bits = hn::BitCast(d32, hn::IfThenElse(is_subnormal, subnormal, normal));
   return hn::BitCast(d, hn::Or(bits, hn::ShiftLeft<16>(hn::And(h, hn::Set(d32, 0x8000u)))));
 #else
   const hn::Rebind<hwy::float16_t, VecTag> df16;

@@ -1,7 +1,6 @@
 // Weights of each type as vectors of float32. A row is addressed by the byte offset of weight k, a multiple of
 // kVectors * kLanes, and a load widens so many of them. All of these conversions are exact, so a product has the same
 // bits however its weight was loaded.
-#include <bit>
 #include <cstdint>
 #include <cstring>
 
@@ -45,12 +44,11 @@ struct F16Weight {
   static float widen(const uint8_t* p) { return f16_to_f32(*reinterpret_cast<const uint16_t*>(p)); }
 };
 
-// d of a block, times 2^-112. A float16's bits moved into place are a float32 whose exponent is 112 too small; that is
-// exact for all finite d and takes the vector units no conversion.
-HWY_INLINE float block_scale_2m112(const uint8_t* p) {
-  int16_t bits;
+// d of a block, which lies at any address.
+HWY_INLINE float block_scale(const uint8_t* p) {
+  uint16_t bits;
   std::memcpy(&bits, p, sizeof(bits));
-  return std::bit_cast<float>(static_cast<int32_t>(static_cast<uint32_t>(bits) << 13 & 0x8fffffffu));
+  return f16_to_f32(bits);
 }
 
 struct Q8Weight {
@@ -59,7 +57,7 @@ struct Q8Weight {
   static HWY_INLINE void load(const uint8_t* p, Vec (&v)[kVectors]) {
     const hn::Rebind<int8_t, VecTag> d8;
     const hn::RebindToSigned<VecTag> d32;
-    const Vec scale = hn::Set(VecTag(), block_scale_2m112(p) * 0x1p112f);
+    const Vec scale = hn::Set(VecTag(), block_scale(p));
 #pragma GCC unroll 8
     for (int i = 0; i < kVectors; ++i) {
       const auto q = hn::LoadU(d8, reinterpret_cast<const int8_t*>(p) + 2 + i * kLanes);
@@ -75,16 +73,16 @@ struct Q4Weight {
     constexpr int kHalf = kVectors / 2;  // vectors of low, then of high bits
     const hn::Rebind<uint8_t, VecTag> d8;
     const hn::RebindToSigned<VecTag> d32;
-    const Vec scale = hn::Set(VecTag(), block_scale_2m112(p));
+    const Vec d = hn::Set(VecTag(), block_scale(p));
 #if HWY_TARGET <= HWY_AVX3
     // Sixteen lanes: the weights of all sixteen codes fit one vector, and a permutation looks them up by the low four
     // bits of each lane.
-    const Vec weights = hn::Mul(scale, hn::Mul(hn::Sub(hn::Iota(VecTag(), 0.0f), hn::Set(VecTag(), 8.0f)), hn::Set(VecTag(), 0x1p112f)));
+    const Vec weights = hn::Mul(d, hn::Sub(hn::Iota(VecTag(), 0.0f), hn::Set(VecTag(), 8.0f)));
     const auto codes = hn::PromoteTo(d32, hn::LoadU(d8, p + 2));
     v[0] = Vec{_mm512_permutexvar_ps(codes.raw, weights.raw)};
     v[kHalf] = Vec{_mm512_permutexvar_ps(hn::ShiftRight<4>(codes).raw, weights.raw)};
 #else
-    const Vec d = hn::Mul(scale, hn::Set(VecTag(), 0x1p112f)), minus_8d = hn::Mul(scale, hn::Set(VecTag(), -0x1p115f));
+    const Vec minus_8d = hn::Mul(d, hn::Set(VecTag(), -8.0f));
     const auto low = hn::Set(d32, 15);
 #pragma GCC unroll 4
     for (int i = 0; i < kHalf; ++i) {

@@ -312,7 +312,7 @@ class CommandLineTest {
   void errorsSayWhatWasWrong() throws IOException {
     run("inspect", "--model", "./no/such/folder").assertError("there is no folder './no/such/folder'");
     run("inspect", "--model", "").assertError("there is no folder ''");
-    run("inspect", "--model", Goldens.ROOT.resolve("README.md")).assertError("README.md", "not a folder");
+    run("inspect", "--model", Goldens.ROOT.resolve("README.md")).assertError("README.md", "expected GGUF");
     run("inspect", "--model", temp).assertError(temp.toString());
     run("generate", "--model", DEMO, "--ids", "0,4096").assertError("4096");
     run("generate", "--model", DEMO, "--ids", "0,-1").assertError("-1");
