@@ -12,7 +12,7 @@ failed=0
 # Room of about an eighth over what g++ 12 makes of it. Raise a budget only with a reason in native/bench/NOTES.md.
 while read -r shape budget; do
   counted=$(valgrind --tool=callgrind --collect-atstart=no --toggle-collect=m4j_advance --callgrind-out-file="$out" \
-    "$program" "$shape" 2>&1 | sed -n 's/.*Collected : \([0-9]*\)$/\1/p')
+    "$program" "$shape" 2>&1 | sed -n 's/.*Collected : \([0-9]*\)$/\1/p') || true
   [[ $counted =~ ^[1-9][0-9]*$ ]] || { echo "instructions-test: callgrind counted nothing for $shape" >&2; exit 1; }
   printf '%-12s %8d instructions, budget %d\n' "$shape" "$counted" "$budget"
   ((counted <= budget)) || failed=1
