@@ -94,6 +94,12 @@ final class GenerateCommand extends CliCommand {
       description = "End before this text; may be given several times.")
   List<String> stop;
 
+  @Option(
+      names = "--ignore-eos",
+      defaultValue = "false",
+      description = "Go on after the model's end token, as comparisons of tokens want it.")
+  boolean ignoreEos;
+
   @Option(names = "--json", description = "Print one JSON object at the end.", defaultValue = "false")
   boolean json;
 
@@ -122,7 +128,8 @@ final class GenerateCommand extends CliCommand {
 
   private GenerationOptions options() {
     try {
-      return GenerationOptions.defaults()
+      GenerationOptions options = GenerationOptions.defaults();
+      return (ignoreEos ? options.withStopTokens() : options)
           .withMaxNewTokens(maxNewTokens)
           .withStopStrings(stop == null ? new String[0] : stop.toArray(String[]::new))
           .withSampling(

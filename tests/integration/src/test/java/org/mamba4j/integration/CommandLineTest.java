@@ -129,14 +129,23 @@ class CommandLineTest {
     try (Goldens.Expected expected = Goldens.expected(folder)) {
       int[] wanted = expected.ids("greedy_tokens")[0];
       float[] margins = expected.tensor("greedy_margin").toFloatArray();
-      int length = 10;
-      for (int i = 0; i < length; i++) {
-        assertTrue(margins[i] > 1e-3f, "the golden begins clearly");
+      int clear = 0;
+      while (clear < margins.length && margins[clear] > 1e-3f) {
+        clear++;
       }
-      String prompt = join(expected.ids("greedy_prompt")[0]);
-      Map<String, Object> json =
-          run("generate", "--model", folder, "--ids", prompt, "--max-new-tokens", length, "--json").json();
-      assertEquals(Arrays.stream(wanted).limit(length).boxed().toList(), json.get("tokens"));
+      Object[] args = {
+        "generate", "--model", folder, "--ids", join(expected.ids("greedy_prompt")[0]), "--max-new-tokens", wanted.length,
+        "--json", "--ignore-eos"
+      };
+      Map<String, Object> json = run(args).json();
+      List<?> tokens = (List<?>) json.get("tokens");
+      assertEquals(wanted.length, tokens.size());
+      assertEquals(Arrays.stream(wanted).limit(clear).boxed().toList(), tokens.subList(0, clear));
+      int end = tokens.indexOf(0);
+      assertTrue(end >= 0, "the golden contains its end token");
+      Map<String, Object> ended = run(Arrays.copyOf(args, args.length - 1)).json();
+      assertEquals(tokens.subList(0, end + 1), ended.get("tokens"));
+      assertEquals("stop_token", ended.get("finish_reason"));
       assertEquals("", json.get("text"));
     }
     run("generate", "--model", folder, "--prompt", "text").assertError("tokenizer.json");
