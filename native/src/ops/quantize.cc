@@ -57,7 +57,7 @@ Q4Fit fit_q4(const float* v, float d) {
 
 // Scales to begin with, as fractions of the one that maps the largest weight to the last code: a little clipping
 // of the largest may pay for finer steps of the others.
-constexpr float kQ4Starts[] = {1.0f, 0.95f, 0.9f, 0.85f, 0.8f, 1.06f, 1.12f};
+constexpr float kQ4Starts[] = {1.0f, 0.92f, 0.86f, 0.8f, 1.1f};
 
 // For each start the codes, then the scale that suits these codes best, then the codes once more. The starts take turns
 // so that the processor may work on several at once.
