@@ -3,6 +3,7 @@
 
 #include <bit>
 #include <cstdint>
+#include <cstring>
 
 #include "ops/ops.h"
 
@@ -35,18 +36,25 @@ inline uint16_t f32_to_f16(float value) {
   return static_cast<uint16_t>(sign | (rounded - 0x38000000) >> 13);
 }
 
+// The scale d of a block, which lies at any address.
+inline float block_scale(const uint8_t* block) {
+  uint16_t bits;
+  std::memcpy(&bits, block, sizeof bits);
+  return f16_to_f32(bits);
+}
+
 // Element i of an array of any dtype.
 inline float load_f32(const void* data, DType dtype, int64_t i) {
   switch (dtype) {
     case DType::kQ8_0: {
       const uint8_t* block = static_cast<const uint8_t*>(data) + i / kQuantBlock * 34;
-      return load_f32(block, DType::kF16, 0) * static_cast<float>(static_cast<int8_t>(block[2 + i % kQuantBlock]));
+      return block_scale(block) * static_cast<float>(static_cast<int8_t>(block[2 + i % kQuantBlock]));
     }
     case DType::kQ4_0: {
       const uint8_t* block = static_cast<const uint8_t*>(data) + i / kQuantBlock * 18;
       const int64_t k = i % kQuantBlock;
       const int code = k < 16 ? block[2 + k] & 15 : block[2 + k - 16] >> 4;
-      return load_f32(block, DType::kF16, 0) * static_cast<float>(code - 8);
+      return block_scale(block) * static_cast<float>(code - 8);
     }
     case DType::kF16:
       return f16_to_f32(static_cast<const uint16_t*>(data)[i]);

@@ -49,9 +49,7 @@ HWY_INLINE float block_scale(const uint8_t* p) {
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2
   return _mm_cvtss_f32(_mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));  // 8 bytes of 18 or more
 #else
-  uint16_t bits;
-  std::memcpy(&bits, p, sizeof(bits));
-  return f16_to_f32(bits);
+  return m4j::block_scale(p);
 #endif
 }
 
