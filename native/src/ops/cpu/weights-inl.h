@@ -2,7 +2,6 @@
 // kVectors * kLanes, and a load widens so many of them. All of these conversions are exact, so a product has the same
 // bits however its weight was loaded.
 #include <cstdint>
-#include <cstring>
 
 #include "hwy/highway.h"
 #include "ops/cpu/vec-inl.h"
