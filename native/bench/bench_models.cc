@@ -14,16 +14,6 @@ std::vector<int32_t> prompt(int64_t n, int64_t vocab) {
   return ids;
 }
 
-double relative_error(const std::vector<float>& got, const float* want) {
-  double error = 0, norm = 0;
-  for (size_t i = 0; i < got.size(); ++i) {
-    const double d = static_cast<double>(got[i]) - want[i];
-    error += d * d;
-    norm += static_cast<double>(want[i]) * want[i];
-  }
-  return std::sqrt(error / norm);  // NaN if anything is
-}
-
 std::vector<float> logits_of(RandomModel& model, const std::vector<std::vector<int32_t>>& calls) {
   const m4j_slot slot = model.take();
   const float* logits = nullptr;

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
+#include <cstddef>
 #include <vector>
 
 namespace m4j::bench {
@@ -35,6 +37,17 @@ Spread time_call(Call&& call, int repeat, double min_sample = 0.02) {
     samples.push_back((seconds() - start) / inner);
   }
   return spread_of(std::move(samples));
+}
+
+// Relative norm error of `got` against as many floats at `want`; NaN if anything is.
+inline double relative_error(const std::vector<float>& got, const float* want) {
+  double error = 0, norm = 0;
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    const double d = static_cast<double>(got[i]) - want[i];
+    error += d * d;
+    norm += static_cast<double>(want[i]) * want[i];
+  }
+  return std::sqrt(error / std::max(norm, 1e-30));
 }
 
 }  // namespace m4j::bench
