@@ -36,6 +36,13 @@ inline uint16_t f32_to_f16(float value) {
   return static_cast<uint16_t>(sign | (rounded - 0x38000000) >> 13);
 }
 
+// Rounded to nearest, ties to even.
+inline uint16_t f32_to_bf16(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<uint16_t>(bits >> 16 | 0x40);
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
 // The scale d of a block, which lies at any address.
 inline float block_scale(const uint8_t* block) {
   uint16_t bits;

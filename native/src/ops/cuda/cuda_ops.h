@@ -1,0 +1,156 @@
+// Every operation of the forward pass on the GPU: an args struct with shapes, and a launcher.
+//
+// A launcher puts its work on `stream` and returns; it neither allocates nor synchronises, so that a step can be
+// captured as a CUDA graph. What a graph must be able to change between replays (ids, segments, slots) lies in device
+// memory; what shapes a launch (counts, the longest segment) is in the args. Errors of a launch are thrown as Failure.
+//
+// Activations are token-major in one 16- or 32-bit type: rows are the tokens of a ragged batch, one after the other.
+// Sums, states, the residual stream and all small weights are float32. `ld*` are row strides in elements; all pointers
+// are device pointers; rows of activations start at multiples of 16 bytes. T tokens, E d_inner, N d_state, H heads,
+// P headdim, G groups, K d_conv, S slots.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "ops/ops.h"
+
+namespace m4j::cuda {
+
+// Consecutive tokens of one sequence inside a batch and the slot whose state they continue.
+struct Segment {
+  int64_t row;     // of its first token
+  int64_t tokens;  // >= 1
+  int64_t slot;
+};
+
+// The ragged batch as a launch sees it.
+struct Segments {
+  const Segment* items;  // [count], in device memory, in the order of their rows
+  int64_t count;
+  int64_t tokens;   // of all segments together
+  int64_t longest;  // an upper bound of the tokens of one segment
+};
+
+// Memory for what blocks hand to each other inside one op; contents need not survive the op. The sizes come from the
+// *_workspace functions.
+struct Workspace {
+  void* data;  // 256-byte aligned
+  int64_t bytes;
+};
+
+// out[t] = table[ids[t]]
+struct EmbeddingArgs {
+  const void* table;  // [V, D] in table_dtype: F32, F16 or BF16
+  DType table_dtype;
+  const int32_t* ids;  // [T]
+  int64_t tokens, d_model;
+  float* out;  // [T, D]
+};
+void embedding(const EmbeddingArgs&, cudaStream_t stream);
+
+// out = rms_norm(residual += x) * weight before a mixer, rms_norm(x * silu(gate)) * weight after the SSD, and
+// rms_norm(x) without weight inside Falcon-Mamba; over n_groups equal parts of each row.
+struct RmsNormArgs {
+  DType dtype;    // of x, gate and out
+  const void* x;  // optional with residual [T, D]
+  int64_t ld_x;
+  float* residual;  // optional [T, D], contiguous: becomes residual + x
+  const void* gate;  // optional [T, D]
+  int64_t ld_gate;
+  const float* weight;  // optional [D]
+  float eps;
+  int64_t tokens, dim, n_groups;
+  void* out;  // [T, D]; may be x if there is no residual
+  int64_t ld_out;
+};
+void rms_norm(const RmsNormArgs&, cudaStream_t stream);
+
+// Depthwise causal convolution, windows shifted in place.
+//   y_t = bias + sum_k weight[k] * x_{t-(K-1)+k}, then SiLU
+struct Conv1dArgs {
+  DType dtype;    // of x and out
+  const void* x;  // [T, C]
+  int64_t ld_x;
+  const float* weight;  // [K, C]
+  const float* bias;    // optional [C]
+  float* windows;       // [S, K-1, C] with slot_stride: past inputs, oldest first; read, then replaced
+  int64_t slot_stride;  // floats
+  Segments segments;
+  int64_t channels, d_conv;  // d_conv 2 ... 8
+  bool silu;
+  void* out;  // [T, C], not x
+  int64_t ld_out;
+};
+void conv1d(const Conv1dArgs&, cudaStream_t stream);
+
+// Selective scan (Mamba paper, algorithm 2), states updated in place.
+//   delta = softplus(delta + delta_bias); h = exp(delta A) h + delta B u; y = C.h + D u; out = y * silu(z)
+struct SelectiveScanArgs {
+  DType dtype;    // of u, delta, B, C, z and out
+  const void* u;  // [T, E]
+  int64_t ld_u;
+  const void* delta;  // [T, E]
+  int64_t ld_delta;
+  const float* A;  // [N, E]
+  const void* B;   // [T, G, N]
+  const void* C;   // [T, G, N]
+  int64_t ld_bc;
+  const float* D;  // optional [E]
+  const void* z;   // optional [T, E]
+  int64_t ld_z;
+  const float* delta_bias;  // optional [E]
+  bool delta_softplus;
+  Segments segments;
+  int64_t d_inner, d_state, n_groups;  // d_state 1 ... 256
+  float* states;                       // [S, N, E] with slot_stride; read, then replaced
+  int64_t slot_stride;                 // floats
+  void* out;                           // [T, E]; may be u or z
+  int64_t ld_out;
+  Workspace workspace;  // at least selective_scan_workspace
+};
+void selective_scan(const SelectiveScanArgs&, cudaStream_t stream);
+int64_t selective_scan_workspace(int64_t d_inner, int64_t d_state, const Segments& segments);
+
+// State space dual form (Mamba-2 paper, section 6), states updated in place.
+//   dt = clamp(softplus(dt + dt_bias)); h = exp(dt A) h + dt x B^T; y = h C + D x
+struct SsdArgs {
+  DType dtype;    // of x, dt, B, C and out
+  const void* x;  // [T, H, P]
+  int64_t ld_x;
+  const void* dt;  // [T, H]
+  int64_t ld_dt;
+  const float* A;  // [H]
+  const void* B;   // [T, G, N]
+  const void* C;   // [T, G, N]
+  int64_t ld_bc;
+  const float* D;        // optional [H]
+  const float* dt_bias;  // optional [H]
+  bool dt_softplus;
+  float dt_min, dt_max;
+  Segments segments;
+  int64_t heads, headdim, d_state, n_groups;
+  float* states;        // [S, H, P, N] with slot_stride; read, then replaced
+  int64_t slot_stride;  // floats
+  void* out;            // [T, H, P], not x
+  int64_t ld_out;
+  Workspace workspace;  // for ssd_chunk: at least ssd_chunk_workspace
+};
+void ssd_step(const SsdArgs&, cudaStream_t stream);   // token by token: decode
+void ssd_chunk(const SsdArgs&, cudaStream_t stream);  // chunked matrix form: prefill
+int64_t ssd_chunk_workspace(int64_t heads, int64_t headdim, int64_t d_state, int64_t n_groups, const Segments& segments);
+
+// Over each row of x.
+struct SoftmaxArgs {
+  DType dtype;    // of x; out is float32
+  const void* x;  // [T, n]
+  int64_t ld_x;
+  int64_t tokens, n;
+  float* out;  // [T, n]
+  int64_t ld_out;
+  bool log;
+};
+void softmax(const SoftmaxArgs&, cudaStream_t stream);
+
+}  // namespace m4j::cuda

@@ -1,0 +1,54 @@
+// What launchers and kernels share: checked launches, element types, their conversion to and from float32.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "ops/ops.h"
+#include "runtime/failure.h"
+
+namespace m4j::cuda {
+
+// Throws what a CUDA call reported; `what` names the call.
+inline void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // not to be reported once more by the next call
+  if (error == cudaErrorMemoryAllocation) {
+    fail(M4J_ERR_OUT_OF_MEMORY, "%s: out of GPU memory (%s)", what, cudaGetErrorString(error));
+  }
+  fail(M4J_ERR_INTERNAL, "%s: %s (%s)", what, cudaGetErrorString(error), cudaGetErrorName(error));
+}
+
+// After a kernel launch.
+inline void check_launch(const char* kernel) { check(cudaGetLastError(), kernel); }
+
+// body(T()) with the element type of `dtype`: float, __half or __nv_bfloat16.
+template <typename Body>
+void with_element_type(DType dtype, Body&& body) {
+  switch (dtype) {
+    case DType::kF32: return body(float());
+    case DType::kF16: return body(__half());
+    case DType::kBF16: return body(__nv_bfloat16());
+    default: fail(M4J_ERR_UNSUPPORTED, "activations of dtype %d on the GPU, expected F32, F16 or BF16", static_cast<int>(dtype));
+  }
+}
+
+__device__ inline float to_float(float v) { return v; }
+__device__ inline float to_float(__half v) { return __half2float(v); }
+__device__ inline float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
+
+template <typename T>
+__device__ T from_float(float v);
+template <>
+__device__ inline float from_float<float>(float v) { return v; }
+template <>
+__device__ inline __half from_float<__half>(float v) { return __float2half_rn(v); }
+template <>
+__device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float v) { return __float2bfloat16_rn(v); }
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace m4j::cuda
