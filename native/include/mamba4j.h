@@ -113,22 +113,32 @@ enum { M4J_LOG_DEBUG = 0, M4J_LOG_INFO = 1, M4J_LOG_WARNING = 2, M4J_LOG_ERROR =
  * callback. The callback must not call back into the library. */
 typedef void (*m4j_log_fn)(void* user, int32_t level, const char* message);
 
+enum { M4J_DEVICE_CPU = 0, M4J_DEVICE_CUDA = 1 };
+
 typedef struct m4j_engine_options {
   uint64_t struct_size;
-  int32_t threads;         /* 0: as many as the container's CPU quota and affinity allow; else 1 ... 1024 */
+  int32_t device;          /* M4J_DEVICE_CPU, M4J_DEVICE_CUDA */
+  int32_t device_index;    /* CUDA: which GPU, as nvidia-smi counts them; CPU: 0 */
+  int32_t threads;         /* 0: as many as the container's CPU quota and affinity allow; else 1 ... 1024. With CUDA they
+                              only prepare weights. */
   int32_t reserved;        /* 0 */
   const char* simd_target; /* NULL: the best; else one of m4j_simd_targets() */
   m4j_log_fn log;          /* NULL: silent. Must stay callable until the engine's last handle is released. */
   void* log_user;
 } m4j_engine_options;
 
-/* Starts an engine; options may be NULL. Its threads sleep while no call runs. */
+/* Starts an engine; options may be NULL. Its threads sleep while no call runs. M4J_DEVICE_CUDA opens libmamba4j_cuda
+ * beside this library, the NVIDIA driver and cuBLASLt; what is missing is M4J_ERR_UNSUPPORTED with the reason. */
 M4J_API m4j_status m4j_engine_create(const m4j_engine_options* options, m4j_engine** out, m4j_error* err);
 /* Joins the threads once nothing else holds the engine. */
 M4J_API void m4j_engine_release(m4j_engine* engine);
 M4J_API int32_t m4j_engine_threads(const m4j_engine* engine);
 /* Name of the instruction set in use. Static storage. */
 M4J_API const char* m4j_engine_simd_target(const m4j_engine* engine);
+/* "CPU", or the GPU's product name such as "NVIDIA H200". Valid as long as the engine. */
+M4J_API const char* m4j_engine_device_name(const m4j_engine* engine);
+/* GPU memory held by the engine, its models and states at this moment; 0 on the CPU. */
+M4J_API int64_t m4j_engine_device_bytes(const m4j_engine* engine);
 
 /* ---- Model: immutable weights ---------------------------------------------------------------------------------- */
 

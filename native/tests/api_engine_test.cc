@@ -31,7 +31,7 @@ TEST_F(ApiEngineTest, ThreadsAsAsked) {
 TEST_F(ApiEngineTest, BadOptionsAreNamed) {
   m4j_engine* const untouched = reinterpret_cast<m4j_engine*>(16);
   m4j_engine* engine = untouched;
-  const m4j_engine_options good{sizeof good, 1, 0, nullptr, nullptr, nullptr};
+  const m4j_engine_options good{sizeof good, M4J_DEVICE_CPU, 0, 1, 0, nullptr, nullptr, nullptr};
   m4j_engine_options bad = good;
   bad.threads = -1;
   expect_error(m4j_engine_create(&bad, &engine, &err), M4J_ERR_INVALID_ARGUMENT, {"options.threads", "-1", "1024"});
@@ -51,7 +51,7 @@ TEST_F(ApiEngineTest, BadOptionsAreNamed) {
 }
 
 TEST_F(ApiEngineTest, LargerStructsOfALaterHeaderAreTaken) {
-  const m4j_engine_options later{sizeof later + 8, 1, 0, nullptr, nullptr, nullptr};
+  const m4j_engine_options later{sizeof later + 8, M4J_DEVICE_CPU, 0, 1, 0, nullptr, nullptr, nullptr};
   m4j_engine* engine = nullptr;
   EXPECT_EQ(m4j_engine_create(&later, &engine, &err), M4J_OK) << err.message;
   m4j_engine_release(engine);
@@ -62,7 +62,7 @@ TEST_F(ApiEngineTest, LongMessagesAreCutBetweenCharacters) {
   for (int shift = 0; shift < 3; ++shift) {
     std::string target(static_cast<size_t>(shift), 'x');
     while (target.size() < 600) target += euro;
-    const m4j_engine_options options{sizeof options, 1, 0, target.c_str(), nullptr, nullptr};
+    const m4j_engine_options options{sizeof options, M4J_DEVICE_CPU, 0, 1, 0, target.c_str(), nullptr, nullptr};
     m4j_engine* engine = nullptr;
     expect_error(m4j_engine_create(&options, &engine, &err), M4J_ERR_UNSUPPORTED, {euro});
     const std::string message = err.message;

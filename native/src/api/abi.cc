@@ -70,7 +70,8 @@ class Layout {
 
 #define M4J_ERROR_FIELDS(f) f(code) f(reserved) f(message)
 #define M4J_TENSOR_FIELDS(f) f(data) f(dtype) f(rank) f(shape) f(strides)
-#define M4J_ENGINE_OPTIONS_FIELDS(f) f(struct_size) f(threads) f(reserved) f(simd_target) f(log) f(log_user)
+#define M4J_ENGINE_OPTIONS_FIELDS(f) \
+  f(struct_size) f(device) f(device_index) f(threads) f(reserved) f(simd_target) f(log) f(log_user)
 #define M4J_MODEL_CONFIG_FIELDS(f)                                                                               \
   f(struct_size) f(family) f(reserved) f(n_layer) f(vocab_size) f(d_model) f(d_inner) f(d_state) f(d_conv)       \
   f(dt_rank) f(n_heads) f(headdim) f(n_groups) f(chunk_size) f(norm_eps) f(mixer_norm_eps) f(dt_min) f(dt_max)
@@ -94,6 +95,7 @@ class Layout {
 #define M4J_FUNCTIONS(f)                                                                                         \
   f(m4j_abi_version) f(m4j_abi_layout) f(m4j_version) f(m4j_native_bytes) f(m4j_simd_targets)                    \
   f(m4j_engine_create) f(m4j_engine_release) f(m4j_engine_threads) f(m4j_engine_simd_target)                     \
+  f(m4j_engine_device_name) f(m4j_engine_device_bytes)                                                           \
   f(m4j_model_create) f(m4j_model_release) f(m4j_model_state_bytes) f(m4j_model_conv_state_size)                 \
   f(m4j_model_ssm_state_size) f(m4j_model_fingerprint) f(m4j_states_create) f(m4j_states_release)                \
   f(m4j_slot_take) f(m4j_slot_release) f(m4j_slot_reset) f(m4j_slot_copy) f(m4j_slot_position)                   \
@@ -105,8 +107,8 @@ class Layout {
   f(M4J_ABI_VERSION) f(M4J_MAX_RANK) f(M4J_ERROR_MESSAGE_SIZE) f(M4J_OK) f(M4J_ERR_INVALID_ARGUMENT)            \
   f(M4J_ERR_STALE_SLOT) f(M4J_ERR_BUSY) f(M4J_ERR_EXHAUSTED) f(M4J_ERR_OUT_OF_MEMORY) f(M4J_ERR_UNSUPPORTED)    \
   f(M4J_ERR_MISMATCH) f(M4J_ERR_INTERNAL) f(M4J_F32) f(M4J_F16) f(M4J_BF16) f(M4J_Q8_0) f(M4J_Q4_0)             \
-  f(M4J_LOG_DEBUG) f(M4J_LOG_INFO) f(M4J_LOG_WARNING) f(M4J_LOG_ERROR) f(M4J_MAMBA1) f(M4J_FALCON_MAMBA)        \
-  f(M4J_MAMBA2) f(M4J_LOGITS_NONE) f(M4J_LOGITS_LAST) f(M4J_LOGITS_ALL)
+  f(M4J_DEVICE_CPU) f(M4J_DEVICE_CUDA) f(M4J_LOG_DEBUG) f(M4J_LOG_INFO) f(M4J_LOG_WARNING) f(M4J_LOG_ERROR)  \
+  f(M4J_MAMBA1) f(M4J_FALCON_MAMBA) f(M4J_MAMBA2) f(M4J_LOGITS_NONE) f(M4J_LOGITS_LAST) f(M4J_LOGITS_ALL)
 
 Layout::Layout() {
   M4J_STRUCT(m4j_error, M4J_ERROR_FIELDS)

@@ -28,26 +28,42 @@ const char* target_names() {
   return names.text;
 }
 
-m4j_engine* create_engine(const m4j_engine_options* options) {
-  int threads = 0;
-  const char* target = nullptr;
-  EngineLog log;
-  if (options != nullptr) {
-    require_args(options, "options");
-    require_reserved_zero(options->reserved, "options");
-    threads = options->threads;
-    target = options->simd_target;
-    log = {options->log, options->log_user};
+std::unique_ptr<CudaDevice> open_gpu(const m4j_engine_options& options) {
+  switch (options.device) {
+    case M4J_DEVICE_CPU:
+      if (options.device_index == 0) return nullptr;
+      fail(M4J_ERR_INVALID_ARGUMENT, "options.device_index: is %d, expected 0 for the CPU", options.device_index);
+    case M4J_DEVICE_CUDA:
+      return std::make_unique<CudaDevice>(options.device_index);
+    default:
+      fail(M4J_ERR_INVALID_ARGUMENT, "options.device: is %d, expected M4J_DEVICE_CPU or M4J_DEVICE_CUDA",
+           options.device);
   }
-  if (threads < 0 || threads > kMaxThreads) {
-    fail(M4J_ERR_INVALID_ARGUMENT, "options.threads: is %d, expected 0 ... %d", threads, kMaxThreads);
+}
+
+m4j_engine* create_engine(const m4j_engine_options* given) {
+  m4j_engine_options options{};
+  if (given != nullptr) {
+    options = require_args(given, "options");
+    require_reserved_zero(options.reserved, "options");
   }
-  const Ops* ops = find_ops(target);
+  if (options.threads < 0 || options.threads > kMaxThreads) {
+    fail(M4J_ERR_INVALID_ARGUMENT, "options.threads: is %d, expected 0 ... %d", options.threads, kMaxThreads);
+  }
+  const Ops* ops = find_ops(options.simd_target);
   if (ops == nullptr) {
-    fail(M4J_ERR_UNSUPPORTED, "options.simd_target: expected one of \"%s\", found \"%s\"", target_names(), target);
+    fail(M4J_ERR_UNSUPPORTED, "options.simd_target: expected one of \"%s\", found \"%s\"", target_names(),
+         options.simd_target);
   }
-  const auto engine = make_counted<Engine>(threads == 0 ? default_thread_count() : threads, *ops, log);
+  const auto engine = make_counted<Engine>(options.threads == 0 ? default_thread_count() : options.threads, *ops,
+                                           open_gpu(options), EngineLog{options.log, options.log_user});
   engine->log(M4J_LOG_DEBUG, "engine with %d threads on %s", engine->threads(), ops->name);
+  if (engine->gpu != nullptr) {
+    const cuda::DeviceInfo& info = engine->gpu->info;
+    engine->log(M4J_LOG_DEBUG, "engine on cuda:%d, %s, compute capability %d.%d, %.1f of %.1f GB free",
+                options.device_index, info.name, info.compute_major, info.compute_minor,
+                static_cast<double>(info.free_bytes) / 1e9, static_cast<double>(info.memory_bytes) / 1e9);
+  }
   return new_handle<m4j_engine>(engine);
 }
 
@@ -75,4 +91,15 @@ int32_t m4j_engine_threads(const m4j_engine* engine) { return engine == nullptr 
 
 const char* m4j_engine_simd_target(const m4j_engine* engine) {
   return engine == nullptr ? "" : engine->impl->ops.name;
+}
+
+const char* m4j_engine_device_name(const m4j_engine* engine) {
+  if (engine == nullptr) return "";
+  return engine->impl->gpu == nullptr ? "CPU" : engine->impl->gpu->info.name;
+}
+
+int64_t m4j_engine_device_bytes(const m4j_engine* engine) {
+  if (engine == nullptr || engine->impl->gpu == nullptr) return 0;
+  m4j::Engine::Turn turn(*engine->impl);
+  return engine->impl->gpu->api.engine_bytes(engine->impl->gpu->engine);
 }

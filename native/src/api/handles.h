@@ -46,6 +46,16 @@ T* require(T* pointer, const char* name) {
   return pointer;
 }
 
+// The engine of an operation on caller-owned memory.
+inline Engine& require_cpu(m4j_engine* engine) {
+  Engine& impl = *require(engine, "engine")->impl;
+  if (impl.gpu != nullptr) {
+    fail(M4J_ERR_UNSUPPORTED, "engine: is on a GPU (%s), which runs models only; operations on tensors need one on the CPU",
+         impl.gpu->info.name);
+  }
+  return impl;
+}
+
 // Args structs of an older header lack fields that this library reads.
 template <typename Args>
 const Args& require_args(const Args* args, const char* name) {

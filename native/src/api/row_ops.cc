@@ -181,19 +181,19 @@ void softmax(Engine& engine, void (*op)(const SoftmaxArgs&, const Share&), const
 
 m4j_status m4j_rms_norm(m4j_engine* engine, const m4j_rms_norm_args* args, m4j_error* err) {
   using namespace m4j;
-  return guarded(err, [&] { rms_norm(*require(engine, "engine")->impl, require_args(args, "args")); });
+  return guarded(err, [&] { rms_norm(require_cpu(engine), require_args(args, "args")); });
 }
 
 m4j_status m4j_linear(m4j_engine* engine, const m4j_linear_args* args, m4j_error* err) {
   using namespace m4j;
-  return guarded(err, [&] { linear(*require(engine, "engine")->impl, require_args(args, "args")); });
+  return guarded(err, [&] { linear(require_cpu(engine), require_args(args, "args")); });
 }
 
 m4j_status m4j_embedding(m4j_engine* engine, const m4j_tensor* table, const int32_t* ids, int64_t n_ids,
                          const m4j_tensor* out, m4j_error* err) {
   using namespace m4j;
   return guarded(err, [&] {
-    embedding(*require(engine, "engine")->impl, *require(table, "table"), ids, n_ids, *require(out, "out"));
+    embedding(require_cpu(engine), *require(table, "table"), ids, n_ids, *require(out, "out"));
   });
 }
 
@@ -207,7 +207,7 @@ m4j_status m4j_quantize(m4j_engine* engine, const m4j_tensor* weights, const m4j
 m4j_status m4j_softmax(m4j_engine* engine, const m4j_tensor* x, const m4j_tensor* out, m4j_error* err) {
   using namespace m4j;
   return guarded(err, [&] {
-    Engine& e = *require(engine, "engine")->impl;
+    Engine& e = require_cpu(engine);
     softmax(e, e.ops.softmax, *require(x, "x"), *require(out, "out"));
   });
 }
@@ -215,7 +215,7 @@ m4j_status m4j_softmax(m4j_engine* engine, const m4j_tensor* x, const m4j_tensor
 m4j_status m4j_log_softmax(m4j_engine* engine, const m4j_tensor* x, const m4j_tensor* out, m4j_error* err) {
   using namespace m4j;
   return guarded(err, [&] {
-    Engine& e = *require(engine, "engine")->impl;
+    Engine& e = require_cpu(engine);
     softmax(e, e.ops.log_softmax, *require(x, "x"), *require(out, "out"));
   });
 }

@@ -271,15 +271,15 @@ void causal_conv1d(Engine& engine, const m4j_causal_conv1d_args& a) {
 
 m4j_status m4j_selective_scan(m4j_engine* engine, const m4j_selective_scan_args* args, m4j_error* err) {
   using namespace m4j;
-  return guarded(err, [&] { selective_scan(*require(engine, "engine")->impl, require_args(args, "args")); });
+  return guarded(err, [&] { selective_scan(require_cpu(engine), require_args(args, "args")); });
 }
 
 m4j_status m4j_ssd(m4j_engine* engine, const m4j_ssd_args* args, m4j_error* err) {
   using namespace m4j;
-  return guarded(err, [&] { ssd(*require(engine, "engine")->impl, require_args(args, "args")); });
+  return guarded(err, [&] { ssd(require_cpu(engine), require_args(args, "args")); });
 }
 
 m4j_status m4j_causal_conv1d(m4j_engine* engine, const m4j_causal_conv1d_args* args, m4j_error* err) {
   using namespace m4j;
-  return guarded(err, [&] { causal_conv1d(*require(engine, "engine")->impl, require_args(args, "args")); });
+  return guarded(err, [&] { causal_conv1d(require_cpu(engine), require_args(args, "args")); });
 }

@@ -1,5 +1,3 @@
-#include <cstring>
-
 #include "api/error.h"
 #include "api/handles.h"
 #include "state/snapshot.h"
@@ -25,9 +23,7 @@ void check_float_pointer(const char* name, const float* pointer) {
 
 void reset(States& states, m4j_slot slot) {
   States::Lease lease(states, slot);
-  const Config& c = states.model().config;
-  const SlotView view = lease.view(0);
-  std::memset(view.conv, 0, static_cast<std::size_t>(c.conv_state() + c.ssm_state()) * sizeof(float));
+  lease.zero(0);
   lease.set_position(0, 0);
 }
 
@@ -35,9 +31,7 @@ void copy(States& states, m4j_slot target, m4j_slot source) {
   States::Lease target_lease(states, "target", &target, 1);
   if (target == source) return;
   States::Lease source_lease(states, "source", &source, 1);
-  const Config& c = states.model().config;
-  std::memcpy(target_lease.view(0).conv, source_lease.view(0).conv,
-              static_cast<std::size_t>(c.conv_state() + c.ssm_state()) * sizeof(float));
+  target_lease.copy(0, source_lease, 0);
   target_lease.set_position(0, source_lease.position(0));
 }
 
@@ -48,8 +42,9 @@ void read(States& states, m4j_slot slot, float* conv, int64_t conv_capacity, flo
   check_float_pointer("conv", conv);
   check_float_pointer("ssm", ssm);
   States::Lease lease(states, slot);
-  if (conv != nullptr) read_conv(c, lease.view(0), conv);
-  if (ssm != nullptr) read_ssm(c, lease.view(0), ssm);
+  const HostState state(lease, 0, HostState::Content::kRead);
+  if (conv != nullptr) read_conv(c, state.view(), conv);
+  if (ssm != nullptr) read_ssm(c, state.view(), ssm);
 }
 
 }  // namespace
@@ -109,7 +104,8 @@ m4j_status m4j_slot_export(m4j_states* states, m4j_slot slot, void* buffer, int6
     require(buffer, "buffer");
     check_capacity("capacity", capacity, snapshot_size(slots.model().config), "bytes");
     const States::Lease lease(slots, slot);
-    export_snapshot(slots.model(), lease.view(0), lease.position(0), buffer);
+    const HostState state(lease, 0, HostState::Content::kRead);
+    export_snapshot(slots.model(), state.view(), lease.position(0), buffer);
   });
 }
 
@@ -119,7 +115,10 @@ m4j_status m4j_slot_import(m4j_states* states, m4j_slot slot, const void* buffer
     States& slots = pool(states);
     require(buffer, "buffer");
     States::Lease lease(slots, slot);
-    lease.set_position(0, import_snapshot(slots.model(), lease.view(0), buffer, size));
+    const HostState state(lease, 0, HostState::Content::kOverwritten);
+    const int64_t position = import_snapshot(slots.model(), state.view(), buffer, size);
+    state.store();
+    lease.set_position(0, position);
   });
 }
 

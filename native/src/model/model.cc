@@ -109,6 +109,16 @@ Model::Model(std::shared_ptr<Engine> engine_, const m4j_model_config& config_, c
       lm_head(weights.lm_head.data == nullptr ? embedding : borrow(weights.lm_head)) {
   layers.reserve(static_cast<std::size_t>(config.n_layer));
   for (int64_t i = 0; i < config.n_layer; ++i) layers.push_back(make_layer(config, weights.layers[i]));
+  if (engine->gpu != nullptr) {
+    const Engine::Turn turn(*engine);
+    CudaDevice::call(engine->gpu->api.model_create, engine->gpu->engine, *this, &gpu);
+  }
+}
+
+Model::~Model() {
+  if (gpu == nullptr) return;
+  const Engine::Turn turn(*engine);
+  engine->gpu->api.model_release(gpu);
 }
 
 }  // namespace m4j

@@ -53,6 +53,9 @@ class Model {
  public:
   // Arguments are valid: src/api/model.cc has checked every tensor.
   Model(std::shared_ptr<Engine> engine, const m4j_model_config& config, const m4j_model_weights& weights);
+  ~Model();
+  Model(const Model&) = delete;
+  Model& operator=(const Model&) = delete;
 
   const std::shared_ptr<Engine> engine;
   const Config config;
@@ -61,6 +64,7 @@ class Model {
   const FloatBuffer norm_f;  // [D]
   const Matrix lm_head;     // [V, D]
   Vector<Layer> layers;
+  cuda::Model* gpu = nullptr;  // its copy on the engine's GPU, if the engine has one
 };
 
 }  // namespace m4j

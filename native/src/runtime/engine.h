@@ -1,4 +1,5 @@
-// A device with its threads: the team, the ops it runs, and the workspace that calls use one after the other.
+// A device: a team of threads with the ops it runs and the workspace that calls use one after the other, and a GPU if
+// the engine computes on one.
 #pragma once
 
 #include <memory>
@@ -7,6 +8,7 @@
 #include "mamba4j.h"
 #include "ops/ops.h"
 #include "runtime/checked.h"
+#include "runtime/cuda_device.h"
 #include "runtime/memory.h"
 #include "runtime/team.h"
 
@@ -22,7 +24,9 @@ struct EngineLog {
 
 class Engine {
  public:
-  Engine(int threads, const Ops& ops, EngineLog log) : ops(ops), log_(log), team_(threads) {}
+  // With a GPU, the threads only prepare weights.
+  Engine(int threads, const Ops& ops, std::unique_ptr<CudaDevice> gpu, EngineLog log)
+      : ops(ops), gpu(std::move(gpu)), log_(log), team_(threads) {}
 
   int threads() const { return team_.size(); }
 
@@ -56,6 +60,7 @@ class Engine {
   };
 
   const Ops& ops;
+  const std::unique_ptr<CudaDevice> gpu;  // null on the CPU; used by whoever holds a Turn
 
  private:
   const EngineLog log_;

@@ -15,6 +15,9 @@ uint32_t index_of(m4j_slot handle) { return static_cast<uint32_t>(handle); }
 uint32_t generation_of(m4j_slot handle) { return static_cast<uint32_t>(handle >> 32); }
 m4j_slot make_handle(uint32_t generation, uint32_t index) { return static_cast<m4j_slot>(generation) << 32 | index; }
 
+// Slot 0 of the GPU's pool is not for sequences.
+int64_t cuda_slot_of(m4j_slot handle) { return int64_t{index_of(handle)} + 1; }
+
 // "slots[3]", or "slot" for a call on one slot.
 struct Name {
   Name(const char* argument, int64_t index) {
@@ -26,7 +29,18 @@ struct Name {
 }  // namespace
 
 States::States(std::shared_ptr<const Model> model, int64_t max_slots)
-    : model_(std::move(model)), max_slots_(max_slots == 0 ? kMaxIndex : std::min(max_slots, kMaxIndex)) {}
+    : model_(std::move(model)), max_slots_(max_slots == 0 ? kMaxIndex : std::min(max_slots, kMaxIndex)) {
+  if (model_->gpu != nullptr) {
+    const Engine::Turn turn(*model_->engine);
+    CudaDevice::call(model_->engine->gpu->api.states_create, model_->gpu, max_slots, &gpu_);
+  }
+}
+
+States::~States() {
+  if (gpu_ == nullptr) return;
+  const Engine::Turn turn(*model_->engine);
+  model_->engine->gpu->api.states_release(gpu_);
+}
 
 States::Slot& States::at(m4j_slot handle) { return slots_[index_of(handle)]; }
 
@@ -39,31 +53,46 @@ States::Slot& States::find(m4j_slot handle, const char* argument, int64_t index)
 }
 
 m4j_slot States::take() {
-  const Config& c = model_->config;
-  FloatBuffer state(checked_add(c.conv_state(), c.ssm_state()));
-  std::fill_n(state.data(), state.size(), 0.0f);
-
-  const std::lock_guard<std::mutex> lock(mutex_);
-  if (taken_ == max_slots_) {
-    fail(M4J_ERR_EXHAUSTED, "the pool holds %lld slots, as many as it may; release one first",
-         static_cast<long long>(taken_));
+  FloatBuffer state;
+  if (gpu_ == nullptr) {
+    state = FloatBuffer(checked_add(model_->config.conv_state(), model_->config.ssm_state()));
+    std::fill_n(state.data(), state.size(), 0.0f);
   }
-  if (free_.empty()) {
-    if (static_cast<int64_t>(slots_.size()) == kMaxIndex) {
-      fail(M4J_ERR_EXHAUSTED, "all %lld slot numbers are used up", static_cast<long long>(kMaxIndex));
+  m4j_slot handle;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (taken_ == max_slots_) {
+      fail(M4J_ERR_EXHAUSTED, "the pool holds %lld slots, as many as it may; release one first",
+           static_cast<long long>(taken_));
     }
-    if (free_.capacity() <= slots_.size()) free_.reserve(2 * slots_.size() + 1);
-    slots_.emplace_back();
-    free_.push_back(static_cast<uint32_t>(slots_.size() - 1));
+    if (free_.empty()) {
+      if (static_cast<int64_t>(slots_.size()) == kMaxIndex) {
+        fail(M4J_ERR_EXHAUSTED, "all %lld slot numbers are used up", static_cast<long long>(kMaxIndex));
+      }
+      if (free_.capacity() <= slots_.size()) free_.reserve(2 * slots_.size() + 1);
+      slots_.emplace_back();
+      free_.push_back(static_cast<uint32_t>(slots_.size() - 1));
+    }
+    const uint32_t index = free_.back();
+    free_.pop_back();
+    Slot& slot = slots_[index];
+    slot.taken = true;
+    slot.position = 0;
+    slot.state = std::move(state);
+    ++taken_;
+    handle = make_handle(slot.generation, index);
   }
-  const uint32_t index = free_.back();
-  free_.pop_back();
-  Slot& slot = slots_[index];
-  slot.taken = true;
-  slot.position = 0;
-  slot.state = std::move(state);
-  ++taken_;
-  return make_handle(slot.generation, index);
+  if (gpu_ == nullptr) return handle;
+  try {  // nobody else knows the handle yet
+    const CudaDevice& device = *model_->engine->gpu;
+    const Engine::Turn turn(*model_->engine);
+    CudaDevice::call(device.api.states_reserve, gpu_, cuda_slot_of(handle) + 1);
+    CudaDevice::call(device.api.slot_zero, gpu_, cuda_slot_of(handle));
+  } catch (...) {
+    release(handle);
+    throw;
+  }
+  return handle;
 }
 
 void States::release(m4j_slot handle) {
@@ -126,6 +155,28 @@ SlotView States::Lease::view(int64_t i) const {
   return {state, state + states_.model_->config.conv_state()};
 }
 
+int64_t States::Lease::cuda_slot(int64_t i) const { return cuda_slot_of(slots_[i]); }
+
+void States::Lease::zero(int64_t i) const {
+  const Model& model = *states_.model_;
+  if (states_.gpu_ != nullptr) {
+    const Engine::Turn turn(*model.engine);
+    CudaDevice::call(model.engine->gpu->api.slot_zero, states_.gpu_, cuda_slot(i));
+  } else {
+    std::fill_n(view(i).conv, model.config.conv_state() + model.config.ssm_state(), 0.0f);
+  }
+}
+
+void States::Lease::copy(int64_t i, const Lease& source, int64_t source_i) const {
+  const Model& model = *states_.model_;
+  if (states_.gpu_ != nullptr) {
+    const Engine::Turn turn(*model.engine);
+    CudaDevice::call(model.engine->gpu->api.slot_copy, states_.gpu_, cuda_slot(i), source.cuda_slot(source_i));
+  } else {
+    std::copy_n(source.view(source_i).conv, model.config.conv_state() + model.config.ssm_state(), view(i).conv);
+  }
+}
+
 int64_t States::Lease::position(int64_t i) const {
   const std::lock_guard<std::mutex> lock(states_.mutex_);
   return states_.at(slots_[i]).position;
@@ -134,6 +185,28 @@ int64_t States::Lease::position(int64_t i) const {
 void States::Lease::set_position(int64_t i, int64_t position) {
   const std::lock_guard<std::mutex> lock(states_.mutex_);
   states_.at(slots_[i]).position = position;
+}
+
+HostState::HostState(const States::Lease& lease, int64_t i, Content content) : lease_(lease), i_(i) {
+  States& states = lease.states();
+  if (states.gpu() == nullptr) {
+    view_ = lease.view(i);
+    return;
+  }
+  const Model& model = states.model();
+  copy_ = FloatBuffer(checked_add(model.config.conv_state(), model.config.ssm_state()));
+  view_ = {copy_.data(), copy_.data() + model.config.conv_state()};
+  if (content == Content::kOverwritten) return;
+  const Engine::Turn turn(*model.engine);
+  CudaDevice::call(model.engine->gpu->api.slot_read, states.gpu(), lease.cuda_slot(i), copy_.data());
+}
+
+void HostState::store() const {
+  States& states = lease_.states();
+  if (states.gpu() == nullptr) return;
+  const Model& model = states.model();
+  const Engine::Turn turn(*model.engine);
+  CudaDevice::call(model.engine->gpu->api.slot_write, states.gpu(), lease_.cuda_slot(i_), copy_.data());
 }
 
 }  // namespace m4j

@@ -1,5 +1,6 @@
 // A pool of sequence states. A slot holds the conv windows and SSM states of one sequence and its position; handles
-// carry a generation, so that a released slot's handle never reaches the next owner's data.
+// carry a generation, so that a released slot's handle never reaches the next owner's data. The states lie in host
+// memory, or on the GPU of the model's engine.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +24,7 @@ class States {
  public:
   // max_slots 0: as many as memory allows.
   States(std::shared_ptr<const Model> model, int64_t max_slots);
+  ~States();
 
   const Model& model() const { return *model_; }
 
@@ -40,9 +42,17 @@ class States {
     Lease(const Lease&) = delete;
     Lease& operator=(const Lease&) = delete;
 
+    // Of states in host memory.
     SlotView view(int64_t i) const;
+    // Of states on the GPU.
+    int64_t cuda_slot(int64_t i) const;
+
+    void zero(int64_t i) const;
+    void copy(int64_t i, const Lease& source, int64_t source_i) const;
     int64_t position(int64_t i) const;
     void set_position(int64_t i, int64_t position);
+
+    States& states() const { return states_; }
 
    private:
     void give_back(int64_t count);
@@ -50,6 +60,8 @@ class States {
     const m4j_slot* const slots_;
     const int64_t count_;
   };
+
+  cuda::States* gpu() const { return gpu_; }  // null on the CPU
 
  private:
   struct Slot {
@@ -69,6 +81,23 @@ class States {
   Vector<Slot> slots_;
   Vector<uint32_t> free_;  // indices of slots_; has room for all of them, so that release cannot fail
   int64_t taken_ = 0;
+  cuda::States* gpu_ = nullptr;
+};
+
+// A leased state in host memory, wherever it really lies: read when this is made unless it will be overwritten anyway,
+// written back by store().
+class HostState {
+ public:
+  enum class Content { kRead, kOverwritten };
+  HostState(const States::Lease& lease, int64_t i, Content content);
+  SlotView view() const { return view_; }
+  void store() const;
+
+ private:
+  const States::Lease& lease_;
+  const int64_t i_;
+  FloatBuffer copy_;  // empty if the state lies in host memory
+  SlotView view_;
 };
 
 }  // namespace m4j

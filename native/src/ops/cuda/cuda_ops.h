@@ -141,6 +141,18 @@ void ssd_step(const SsdArgs&, cudaStream_t stream);   // token by token: decode
 void ssd_chunk(const SsdArgs&, cudaStream_t stream);  // chunked matrix form: prefill
 int64_t ssd_chunk_workspace(int64_t heads, int64_t headdim, int64_t d_state, int64_t n_groups, const Segments& segments);
 
+// The last row of each segment, of the residual stream and of what is still to be added to it.
+struct GatherLastArgs {
+  DType dtype;            // of x
+  const float* residual;  // [T, D]
+  const void* x;          // [T, D]
+  Segments segments;
+  int64_t dim;
+  float* residual_out;  // [segments, D]
+  void* x_out;          // [segments, D]
+};
+void gather_last(const GatherLastArgs&, cudaStream_t stream);
+
 // Over each row of x.
 struct SoftmaxArgs {
   DType dtype;    // of x; out is float32

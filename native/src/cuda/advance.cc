@@ -1,0 +1,190 @@
+// Long input goes through the layers in blocks. A batch of single tokens, the decode step, is captured as a CUDA graph
+// for each bucket of batch sizes: launching some hundred kernels one by one would take longer than they run.
+#include "cuda/advance.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "cuda/forward.h"
+#include "model/block_plan.h"
+
+namespace m4j::cuda {
+namespace {
+
+// Enough tokens to fill the card with the products of one block, few enough for bounded memory.
+constexpr int64_t kBlockTokens = 4096;
+constexpr int64_t kCutTokens = 256;  // blocks end at multiples of it, which suits all chunked kernels
+constexpr int64_t kMaxGraphRows = 256;
+
+// Batch sizes that have a graph: rows between two of them are filled up.
+int64_t bucket(int64_t rows) {
+  if (rows <= 4) return rows;
+  const int64_t step = rows <= 32 ? 4 : rows <= 128 ? 16 : 64;
+  return (rows + step - 1) / step * step;
+}
+
+// Pinned memory of the graphs: ids, segments, logits.
+struct Staging {
+  int32_t* ids;
+  Segment* segments;
+  float* logits;
+  int64_t bytes;
+
+  Staging(char* base, int64_t rows, int64_t vocab_size) {
+    const int64_t segments_at = align(rows * 4), logits_at = segments_at + align(rows * static_cast<int64_t>(sizeof(Segment)));
+    ids = reinterpret_cast<int32_t*>(base);
+    segments = reinterpret_cast<Segment*>(base + segments_at);
+    logits = reinterpret_cast<float*>(base + logits_at);
+    bytes = logits_at + align(rows * vocab_size * 4);
+  }
+};
+
+// Inputs of a pass in GPU memory, in front of the activations.
+struct Inputs {
+  int32_t* ids;
+  Segment* segments;
+  int64_t bytes;
+
+  Inputs(char* base, int64_t tokens, int64_t segment_count) {
+    ids = reinterpret_cast<int32_t*>(base);
+    segments = reinterpret_cast<Segment*>(base + align(tokens * 4));
+    bytes = align(tokens * 4) + align(segment_count * static_cast<int64_t>(sizeof(Segment)));
+  }
+};
+
+void to_device(void* to, const void* from, int64_t bytes, cudaStream_t stream) {
+  check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), cudaMemcpyHostToDevice, stream), "upload of tokens");
+}
+
+void to_host(void* to, const void* from, int64_t bytes, cudaStream_t stream) {
+  check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), cudaMemcpyDeviceToHost, stream), "download of logits");
+}
+
+// One token of each of `rows` sequences, from pinned memory and back to it.
+void step(States& states, int64_t rows, bool logits, char* workspace) {
+  const Model& m = states.model;
+  const cudaStream_t stream = m.engine.stream;
+  const Staging staging(states.staging.data(), states.staging_rows, m.config.vocab_size);
+  const Inputs inputs(workspace, rows, rows);
+  const Segments segments{inputs.segments, rows, rows, 1};
+  const Activations act = carve_activations(m, segments, workspace + inputs.bytes);
+  to_device(inputs.ids, staging.ids, rows * 4, stream);
+  to_device(inputs.segments, staging.segments, rows * static_cast<int64_t>(sizeof(Segment)), stream);
+  const Batch batch{inputs.ids, segments, logits ? M4J_LOGITS_ALL : M4J_LOGITS_NONE, rows};
+  layers(states, batch, act);
+  if (!logits) return;
+  prepare_head(m, batch, act);
+  head(m, 0, rows, act);
+  to_host(staging.logits, act.logits, rows * m.config.vocab_size * 4, stream);
+}
+
+cudaGraphExec_t capture(States& states, int64_t rows, bool logits, char* workspace) {
+  const cudaStream_t stream = states.model.engine.stream;
+  // Once outside of a capture: algorithms are chosen and kernels loaded, which must not happen inside one. Only the
+  // filling slot is touched.
+  const Staging staging(states.staging.data(), states.staging_rows, states.model.config.vocab_size);
+  for (int64_t i = 0; i < rows; ++i) {
+    staging.ids[i] = 0;
+    staging.segments[i] = {i, 1, 0};
+  }
+  step(states, rows, logits, workspace);
+  states.model.engine.wait();
+
+  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+  cudaGraph_t graph = nullptr;
+  try {
+    step(states, rows, logits, workspace);
+  } catch (...) {
+    cudaStreamEndCapture(stream, &graph);
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    throw;
+  }
+  check(cudaStreamEndCapture(stream, &graph), "cudaStreamEndCapture");
+  cudaGraphExec_t exec = nullptr;
+  const cudaError_t error = cudaGraphInstantiate(&exec, graph, 0);
+  cudaGraphDestroy(graph);
+  check(error, "cudaGraphInstantiate");
+  return exec;
+}
+
+void decode(States& states, const m4j_advance_args& args, const int64_t* slots) {
+  const Model& m = states.model;
+  Engine& engine = states.model.engine;
+  const int64_t rows = bucket(args.n_seqs), V = m.config.vocab_size;
+  const bool logits = args.logits_mode != M4J_LOGITS_NONE;
+  const auto destroy_graphs = [&] {
+    for (const auto& [key, graph] : states.graphs) cudaGraphExecDestroy(graph.exec);
+    states.graphs.clear();
+  };
+  if (rows > states.staging_rows) {
+    destroy_graphs();  // they know the old addresses
+    states.staging = PinnedBuffer();
+    states.staging_rows = 0;
+    states.staging = PinnedBuffer(Staging(nullptr, rows, V).bytes);
+    states.staging_rows = rows;
+  }
+  const Segments bound{nullptr, rows, rows, 1};
+  char* workspace = engine.workspace(Inputs(nullptr, rows, rows).bytes + activation_bytes(m, bound));
+  States::Graph& graph = states.graphs[{rows, logits}];
+  if (graph.workspace != workspace) {
+    if (graph.exec != nullptr) cudaGraphExecDestroy(graph.exec);
+    graph = {};
+    graph.exec = capture(states, rows, logits, workspace);
+    graph.workspace = workspace;
+  }
+  const Staging staging(states.staging.data(), states.staging_rows, V);
+  for (int64_t i = 0; i < rows; ++i) {
+    const bool filling = i >= args.n_seqs;
+    staging.ids[i] = filling ? 0 : args.tokens[i];
+    staging.segments[i] = {i, 1, filling ? 0 : slots[i]};
+  }
+  check(cudaGraphLaunch(graph.exec, engine.stream), "cudaGraphLaunch");
+  engine.wait();
+  if (logits) std::memcpy(args.logits, staging.logits, static_cast<std::size_t>(args.n_seqs * V) * 4);
+}
+
+void prefill(States& states, const m4j_advance_args& args, const int64_t* slots) {
+  const Model& m = states.model;
+  Engine& engine = states.model.engine;
+  const int64_t V = m.config.vocab_size, capacity = std::min(args.offsets[args.n_seqs], kBlockTokens);
+  const int64_t max_segments = std::min(args.n_seqs, capacity);
+  const Segments bound{nullptr, max_segments, capacity, capacity};
+  const int64_t input_bytes = Inputs(nullptr, capacity, max_segments).bytes;
+  char* workspace = engine.workspace(input_bytes + activation_bytes(m, bound));
+  const Inputs inputs(workspace, capacity, max_segments);
+  const Activations act = carve_activations(m, bound, workspace + input_bytes);
+
+  std::vector<Segment> pieces;
+  pieces.reserve(static_cast<std::size_t>(max_segments));
+  const auto add = [&](int64_t row, int64_t tokens, int64_t seq) { pieces.push_back({row, tokens, slots[seq]}); };
+  BlockPlan plan(args.offsets, args.n_seqs, capacity, kCutTokens);
+  for (BlockPlan::Block block; pieces.clear(), plan.next(&block, add);) {
+    to_device(inputs.ids, args.tokens + block.first, block.tokens * 4, engine.stream);
+    to_device(inputs.segments, pieces.data(), block.pieces * static_cast<int64_t>(sizeof(Segment)), engine.stream);
+    const Batch batch{inputs.ids, {inputs.segments, block.pieces, block.tokens, block.longest}, args.logits_mode,
+                      block.n_last};
+    layers(states, batch, act);
+    const int64_t rows = logit_rows(batch);
+    if (rows == 0) continue;
+    prepare_head(m, batch, act);
+    const int64_t first_row = args.logits_mode == M4J_LOGITS_ALL ? block.first : block.first_seq;
+    for (int64_t r = 0; r < rows; r += act.logit_rows) {
+      const int64_t count = std::min(act.logit_rows, rows - r);
+      head(m, r, count, act);
+      to_host(args.logits + (first_row + r) * V, act.logits, count * V * 4, engine.stream);
+    }
+  }
+  engine.wait();
+}
+
+}  // namespace
+
+void advance(States& states, const m4j_advance_args& args, const int64_t* slots) {
+  if (args.offsets[args.n_seqs] == args.n_seqs && args.n_seqs <= kMaxGraphRows) {
+    decode(states, args, slots);
+  } else {
+    prefill(states, args, slots);
+  }
+}
+
+}  // namespace m4j::cuda

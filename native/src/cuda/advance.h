@@ -1,0 +1,10 @@
+#pragma once
+
+#include "cuda/states.h"
+
+namespace m4j::cuda {
+
+// As m4j_advance on slots whose numbers are given; returns when the logits are in args.logits.
+void advance(States& states, const m4j_advance_args& args, const int64_t* slots);
+
+}  // namespace m4j::cuda

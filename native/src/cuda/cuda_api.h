@@ -1,0 +1,56 @@
+// What libmamba4j asks of libmamba4j_cuda: a table of functions between two libraries that are built together. Like the
+// public ABI it lets nothing thrown through; arguments have been validated by src/api. Handles are plain pointers. One
+// call at a time on an engine and what was made from it: the caller holds Engine::Turn, or nobody else has the object.
+#pragma once
+
+#include <cstdint>
+
+#include "mamba4j.h"
+
+namespace m4j {
+
+class Model;
+
+namespace cuda {
+
+class Engine;
+class Model;
+class States;
+
+struct DeviceInfo {
+  char name[128];
+  int32_t compute_major, compute_minor;
+  int64_t memory_bytes, free_bytes;
+};
+
+struct Api {
+  // Fills *info and a reason in *err if the device cannot be used.
+  m4j_status (*engine_create)(int32_t ordinal, Engine** out, DeviceInfo* info, m4j_error* err);
+  void (*engine_release)(Engine*);
+  // Bytes of GPU memory held by the engine and all that was made from it.
+  int64_t (*engine_bytes)(const Engine*);
+
+  // Uploads all weights; the host's matrices are not needed afterwards.
+  m4j_status (*model_create)(Engine*, const m4j::Model& host, Model** out, m4j_error* err);
+  void (*model_release)(Model*);
+
+  m4j_status (*states_create)(Model*, int64_t max_slots, States** out, m4j_error* err);
+  void (*states_release)(States*);
+  // Makes room for slots 0 ... count - 1; those that exist keep their content and address.
+  m4j_status (*states_reserve)(States*, int64_t count, m4j_error* err);
+  m4j_status (*slot_zero)(States*, int64_t slot, m4j_error* err);
+  m4j_status (*slot_copy)(States*, int64_t target, int64_t source, m4j_error* err);
+  // The whole state, as it lies in a slot of the CPU, to and from host memory.
+  m4j_status (*slot_read)(States*, int64_t slot, float* host, m4j_error* err);
+  m4j_status (*slot_write)(States*, int64_t slot, const float* host, m4j_error* err);
+
+  // As m4j_advance; slots[i] are slot numbers.
+  m4j_status (*advance)(States*, const m4j_advance_args&, const int64_t* slots, m4j_error* err);
+};
+
+// The one symbol that the library exports. `version` is M4J_VERSION of the caller; null if it is another.
+using GetApi = const Api* (*)(const char* version);
+constexpr const char* kGetApiName = "m4j_cuda_api";
+
+}  // namespace cuda
+}  // namespace m4j

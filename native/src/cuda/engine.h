@@ -1,0 +1,37 @@
+// One GPU: its stream, matrix product algorithms and the workspace that calls use one after the other.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "cuda/cuda_api.h"
+#include "cuda/memory.h"
+#include "ops/cuda/gemm.h"
+
+namespace m4j::cuda {
+
+class Engine {
+ public:
+  explicit Engine(int ordinal);  // throws Failure if the device cannot be used
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  void use() const { check(cudaSetDevice(ordinal_), "cudaSetDevice"); }
+  void wait() const { check(cudaStreamSynchronize(stream), "computing on the GPU"); }
+  DeviceInfo info() const;
+
+  // Room of at least `bytes`, kept for later calls; contents are undefined. It moves when it grows.
+  char* workspace(int64_t bytes);
+
+  int64_t bytes = 0;  // of GPU memory, of the engine and all that was made from it
+  cudaStream_t stream = nullptr;
+  Gemm gemm;
+
+ private:
+  const int ordinal_;
+  DeviceBuffer workspace_;
+};
+
+}  // namespace m4j::cuda

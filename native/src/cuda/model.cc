@@ -1,0 +1,150 @@
+#include "cuda/model.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "ops/cuda/convert.h"
+
+namespace m4j::cuda {
+namespace {
+
+DType activation_dtype(DType weights) { return is_quantised(weights) ? DType::kBF16 : weights; }
+
+void check_dimensions(const Config& c) {
+  const auto need_multiple = [](int64_t size, const char* name) {
+    if (size % kPadding != 0) {
+      fail(M4J_ERR_UNSUPPORTED, "config.%s: is %lld, the GPU needs a multiple of %lld", name,
+           static_cast<long long>(size), static_cast<long long>(kPadding));
+    }
+  };
+  need_multiple(c.d_model, "d_model");
+  need_multiple(c.d_inner, "d_inner");
+  need_multiple(c.d_state, "d_state");
+  if (c.is_mamba2()) need_multiple(c.headdim, "headdim");
+  if (c.d_conv < 2 || c.d_conv > 8) {
+    fail(M4J_ERR_UNSUPPORTED, "config.d_conv: is %lld, the GPU takes 2 ... 8", static_cast<long long>(c.d_conv));
+  }
+}
+
+// A part of a matrix's rows, and how many zero rows follow it.
+struct Part {
+  int64_t rows, padding;
+};
+
+// Walks over all weights twice: once to measure (`memory` null), once to fill.
+class Uploader {
+ public:
+  Uploader(Engine& engine, DType dtype, char* memory, char* staging)
+      : engine_(engine), dtype_(dtype), memory_(memory), staging_(staging) {}
+
+  int64_t used() const { return used_; }
+  int64_t largest_source() const { return largest_source_; }
+
+  const float* vector(const FloatBuffer& host, int64_t padding = 0) {
+    if (host.data() == nullptr) return nullptr;
+    char* out = take((host.size() + padding) * 4);
+    if (out != nullptr) {
+      check(cudaMemcpyAsync(out, host.data(), static_cast<std::size_t>(host.size()) * 4, cudaMemcpyHostToDevice,
+                            engine_.stream),
+            "upload of weights");
+    }
+    return reinterpret_cast<const float*>(out);
+  }
+
+  // With `columns` of at least those of the host's matrix. Quantised ones stay so unless they are padded in columns,
+  // or are looked up row by row.
+  DeviceMatrix matrix(const Matrix& host, std::initializer_list<Part> parts, int64_t columns, bool lookup = false) {
+    DeviceMatrix m;
+    m.dtype = is_quantised(host.dtype) && columns == host.columns && !lookup ? DType::kQ8_0 : dtype_;
+    m.columns = columns;
+    for (const Part& p : parts) m.rows += p.rows + p.padding;
+    char* data = take(m.dtype == DType::kQ8_0 ? m.rows * columns : dtype_bytes(m.dtype, m.rows * columns));
+    char* scales = m.dtype == DType::kQ8_0 ? take(m.rows * columns / kQuantBlock * 2) : nullptr;
+    m.data = data;
+    m.scales = scales;
+    const int64_t row_bytes = dtype_bytes(host.dtype, host.columns);
+    largest_source_ = std::max(largest_source_, host.rows * row_bytes);
+    if (data == nullptr) return m;
+    check(cudaMemcpyAsync(staging_, host.data, static_cast<std::size_t>(host.rows * row_bytes), cudaMemcpyHostToDevice,
+                          engine_.stream),
+          "upload of weights");
+    int64_t from = 0, to = 0;
+    for (const Part& p : parts) {
+      const int64_t offset = to * columns;
+      convert({.from = host.dtype,
+               .source = staging_ + from * row_bytes,
+               .rows = p.rows,
+               .columns = host.columns,
+               .to = m.dtype,
+               .out = data + (m.dtype == DType::kQ8_0 ? offset : dtype_bytes(m.dtype, offset)),
+               .ld_out = columns,
+               .scales = scales == nullptr ? nullptr : scales + offset / kQuantBlock * 2},
+              engine_.stream);
+      from += p.rows;
+      to += p.rows + p.padding;
+    }
+    return m;
+  }
+
+ private:
+  char* take(int64_t bytes) {
+    char* result = memory_ == nullptr ? nullptr : memory_ + used_;
+    used_ += align(bytes);
+    return result;
+  }
+  Engine& engine_;
+  const DType dtype_;
+  char* const memory_;
+  char* const staging_;
+  int64_t used_ = 0;
+  int64_t largest_source_ = 0;
+};
+
+Layer upload_layer(Uploader& up, const Config& c, const m4j::Layer& w) {
+  Layer l{};
+  l.norm = up.vector(w.norm);
+  const int64_t heads_padding = c.is_mamba2() ? padded(c.n_heads) - c.n_heads : 0;
+  l.in_proj = up.matrix(w.in_proj, {{c.in_proj_rows(), heads_padding}}, c.d_model);
+  l.in_proj_bias = up.vector(w.in_proj_bias, heads_padding);
+  l.conv_weight = up.vector(w.conv_weight);
+  l.conv_bias = up.vector(w.conv_bias);
+  l.dt_bias = up.vector(w.dt_bias);
+  l.A = up.vector(w.A);
+  l.D = up.vector(w.D);
+  l.out_proj = up.matrix(w.out_proj, {{c.d_model, 0}}, c.d_inner);
+  l.out_proj_bias = up.vector(w.out_proj_bias);
+  if (c.is_mamba2()) {
+    l.mixer_norm = up.vector(w.mixer_norm);
+  } else {
+    const int64_t rank = padded(c.dt_rank);
+    l.x_proj = up.matrix(w.x_proj, {{c.dt_rank, rank - c.dt_rank}, {2 * c.d_state, 0}}, c.d_inner);
+    l.dt_proj = up.matrix(w.dt_proj, {{c.d_inner, 0}}, rank);
+  }
+  return l;
+}
+
+}  // namespace
+
+Model::Model(Engine& engine_, const m4j::Model& host)
+    : engine(engine_), config(host.config), dtype(activation_dtype(host.layers.front().in_proj.dtype)) {
+  check_dimensions(config);
+  const auto walk = [&](Uploader& up) {
+    // A tied embedding is both: the table is looked up in the activations' dtype, the head may be quantised.
+    const bool tied = host.lm_head.data == host.embedding.data && !is_quantised(host.embedding.dtype);
+    embedding = up.matrix(host.embedding, {{config.vocab_size, 0}}, config.d_model, true);
+    lm_head = tied ? embedding : up.matrix(host.lm_head, {{config.vocab_size, 0}}, config.d_model);
+    norm_f = up.vector(host.norm_f);
+    layers.clear();
+    for (const m4j::Layer& l : host.layers) layers.push_back(upload_layer(up, config, l));
+  };
+  Uploader measure(engine, dtype, nullptr, nullptr);
+  walk(measure);
+  const DeviceBuffer staging(measure.largest_source(), "staging of the weights", &engine.bytes);
+  memory_ = DeviceBuffer(measure.used(), "weights", &engine.bytes);
+  check(cudaMemsetAsync(memory_.data(), 0, static_cast<std::size_t>(memory_.bytes()), engine.stream), "cudaMemset");
+  Uploader upload(engine, dtype, memory_.data(), staging.data());
+  walk(upload);
+  engine.wait();
+}
+
+}  // namespace m4j::cuda

@@ -1,0 +1,53 @@
+// The states of many sequences in GPU memory, one slot after the other at addresses that never change. Slot 0 belongs to
+// the rows that only fill up a batch; sequences begin at 1.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <tuple>
+
+#include "cuda/memory.h"
+#include "cuda/model.h"
+#include "cuda/slot_memory.h"
+
+namespace m4j::cuda {
+
+class States {
+ public:
+  States(Model& model, int64_t max_slots);
+  ~States();
+  States(const States&) = delete;
+  States& operator=(const States&) = delete;
+
+  Model& model;
+
+  // Slots 0 ... count - 1 exist from now on.
+  void reserve(int64_t count) { memory_.reserve(count); }
+  int64_t slot_stride() const { return stride_; }  // floats
+  float* slot(int64_t i) const { return reinterpret_cast<float*>(memory_.data()) + i * stride_; }
+  float* conv(int64_t layer) const { return slot(0) + layer * model.config.layer_conv_state(); }  // of slot 0
+  float* ssm(int64_t layer) const {
+    return slot(0) + model.config.conv_state() + layer * model.config.layer_ssm_state();
+  }
+
+  void zero(int64_t slot);
+  void copy(int64_t target, int64_t source);
+  void read(int64_t slot, float* host);
+  void write(int64_t slot, const float* host);
+
+  // Decode steps captured so far; see advance.cc.
+  struct Graph {
+    cudaGraphExec_t exec = nullptr;
+    char* workspace = nullptr;  // it was captured with
+  };
+  std::map<std::tuple<int64_t, bool>, Graph> graphs;  // by rows and whether there are logits
+  PinnedBuffer staging;                              // of the graphs: ids, segments, logits
+  int64_t staging_rows = 0;
+
+ private:
+  int64_t slot_bytes() const { return model.slot_floats() * 4; }
+  const int64_t stride_;
+  SlotMemory memory_;
+};
+
+}  // namespace m4j::cuda
