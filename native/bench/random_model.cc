@@ -143,7 +143,8 @@ struct RandomModel::Weights {
   }
 };
 
-RandomModel::RandomModel(const Shape& s, int32_t dtype, int threads, const char* simd_target) : config_{} {
+RandomModel::RandomModel(const Shape& s, int32_t dtype, int threads, const char* simd_target, int32_t cuda_device)
+    : config_{} {
   const int64_t D = s.d_model, E = 2 * D, N = s.d_state;
   const bool mamba2 = s.family == M4J_MAMBA2;
   const int64_t H = mamba2 ? E / s.headdim : 0, C = mamba2 ? E + 2 * N : E;
@@ -199,20 +200,24 @@ RandomModel::RandomModel(const Shape& s, int32_t dtype, int threads, const char*
   }
   w->model.layers = w->layers.data();
   weights_ = std::move(w);
-  open(threads, simd_target);
+  open(threads, simd_target, cuda_device);
 }
 
 RandomModel::RandomModel(const RandomModel& other, int threads, const char* simd_target)
     : config_(other.config_), weights_(other.weights_) {
-  open(threads, simd_target);
+  open(threads, simd_target, kOnCpu);
 }
 
-void RandomModel::open(int threads, const char* simd_target) {
+void RandomModel::open(int threads, const char* simd_target, int32_t cuda_device) {
   m4j_error err{};
   m4j_engine_options options{};
   options.struct_size = sizeof(options);
   options.threads = threads;
   options.simd_target = simd_target;
+  if (cuda_device != kOnCpu) {
+    options.device = M4J_DEVICE_CUDA;
+    options.device_index = cuda_device;
+  }
   check(m4j_engine_create(&options, &engine_, &err), err);
   check(m4j_model_create(engine_, &config_, &weights_->model, &model_, &err), err);
   check(m4j_states_create(model_, 0, &states_, &err), err);

@@ -22,8 +22,10 @@ const Shape* find_shape(const std::string& name);
 
 class RandomModel {
  public:
+  static constexpr int32_t kOnCpu = -1;
   // Matrices in `dtype` (M4J_F32 ... M4J_Q4_0), everything else float32. Throws std::runtime_error.
-  RandomModel(const Shape& shape, int32_t dtype, int threads, const char* simd_target = nullptr);
+  RandomModel(const Shape& shape, int32_t dtype, int threads, const char* simd_target = nullptr,
+              int32_t cuda_device = kOnCpu);
   // The same weights on another engine.
   RandomModel(const RandomModel& weights, int threads, const char* simd_target);
   ~RandomModel();
@@ -46,7 +48,7 @@ class RandomModel {
   // Of the layers.
   template <typename Use>
   void for_each_matrix(Use use) const;
-  void open(int threads, const char* simd_target);
+  void open(int threads, const char* simd_target, int32_t cuda_device);
 
   m4j_model_config config_;
   std::shared_ptr<const Weights> weights_;

@@ -123,12 +123,13 @@ typedef struct m4j_engine_options {
                               only prepare weights. */
   int32_t reserved;        /* 0 */
   const char* simd_target; /* NULL: the best; else one of m4j_simd_targets() */
+  const char* cuda_library; /* CUDA: file of libmamba4j_cuda, of which a process opens one; NULL: beside this library */
   m4j_log_fn log;          /* NULL: silent. Must stay callable until the engine's last handle is released. */
   void* log_user;
 } m4j_engine_options;
 
-/* Starts an engine; options may be NULL. Its threads sleep while no call runs. M4J_DEVICE_CUDA opens libmamba4j_cuda
- * beside this library, the NVIDIA driver and cuBLASLt; what is missing is M4J_ERR_UNSUPPORTED with the reason. */
+/* Starts an engine; options may be NULL. Its threads sleep while no call runs. M4J_DEVICE_CUDA opens the NVIDIA
+ * driver, libmamba4j_cuda and cuBLASLt; what is missing is M4J_ERR_UNSUPPORTED with the reason. */
 M4J_API m4j_status m4j_engine_create(const m4j_engine_options* options, m4j_engine** out, m4j_error* err);
 /* Joins the threads once nothing else holds the engine. */
 M4J_API void m4j_engine_release(m4j_engine* engine);

@@ -31,7 +31,7 @@ TEST_F(ApiEngineTest, ThreadsAsAsked) {
 TEST_F(ApiEngineTest, BadOptionsAreNamed) {
   m4j_engine* const untouched = reinterpret_cast<m4j_engine*>(16);
   m4j_engine* engine = untouched;
-  const m4j_engine_options good{sizeof good, M4J_DEVICE_CPU, 0, 1, 0, nullptr, nullptr, nullptr};
+  const m4j_engine_options good{sizeof good, M4J_DEVICE_CPU, 0, 1, 0, nullptr, nullptr, nullptr, nullptr};
   m4j_engine_options bad = good;
   bad.threads = -1;
   expect_error(m4j_engine_create(&bad, &engine, &err), M4J_ERR_INVALID_ARGUMENT, {"options.threads", "-1", "1024"});
@@ -39,7 +39,17 @@ TEST_F(ApiEngineTest, BadOptionsAreNamed) {
   expect_error(m4j_engine_create(&bad, &engine, &err), M4J_ERR_INVALID_ARGUMENT, {"options.threads", "1025"});
   bad = good;
   bad.struct_size = sizeof good - 1;
-  expect_error(m4j_engine_create(&bad, &engine, &err), M4J_ERR_INVALID_ARGUMENT, {"options", "struct_size", "39", "40"});
+  expect_error(m4j_engine_create(&bad, &engine, &err), M4J_ERR_INVALID_ARGUMENT, 
+               {"options", "struct_size", std::to_string(sizeof good - 1), std::to_string(sizeof good)});
+  bad = good;
+  bad.device = 7;
+  expect_error(m4j_engine_create(&bad, &engine, &err), M4J_ERR_INVALID_ARGUMENT, {"options.device", "7", "M4J_DEVICE_CUDA"});
+  bad = good;
+  bad.device_index = 1;
+  expect_error(m4j_engine_create(&bad, &engine, &err), M4J_ERR_INVALID_ARGUMENT, {"options.device_index", "1"});
+  bad.device = M4J_DEVICE_CUDA;
+  bad.device_index = 999;  // whether there is a driver or not
+  expect_error(m4j_engine_create(&bad, &engine, &err), M4J_ERR_UNSUPPORTED, {});
   bad = good;
   bad.reserved = 3;
   expect_error(m4j_engine_create(&bad, &engine, &err), M4J_ERR_INVALID_ARGUMENT, {"options.reserved", "3"});
@@ -51,7 +61,7 @@ TEST_F(ApiEngineTest, BadOptionsAreNamed) {
 }
 
 TEST_F(ApiEngineTest, LargerStructsOfALaterHeaderAreTaken) {
-  const m4j_engine_options later{sizeof later + 8, M4J_DEVICE_CPU, 0, 1, 0, nullptr, nullptr, nullptr};
+  const m4j_engine_options later{sizeof later + 8, M4J_DEVICE_CPU, 0, 1, 0, nullptr, nullptr, nullptr, nullptr};
   m4j_engine* engine = nullptr;
   EXPECT_EQ(m4j_engine_create(&later, &engine, &err), M4J_OK) << err.message;
   m4j_engine_release(engine);
@@ -62,7 +72,7 @@ TEST_F(ApiEngineTest, LongMessagesAreCutBetweenCharacters) {
   for (int shift = 0; shift < 3; ++shift) {
     std::string target(static_cast<size_t>(shift), 'x');
     while (target.size() < 600) target += euro;
-    const m4j_engine_options options{sizeof options, M4J_DEVICE_CPU, 0, 1, 0, target.c_str(), nullptr, nullptr};
+    const m4j_engine_options options{sizeof options, M4J_DEVICE_CPU, 0, 1, 0, target.c_str(), nullptr, nullptr, nullptr};
     m4j_engine* engine = nullptr;
     expect_error(m4j_engine_create(&options, &engine, &err), M4J_ERR_UNSUPPORTED, {euro});
     const std::string message = err.message;

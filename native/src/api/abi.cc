@@ -71,7 +71,8 @@ class Layout {
 #define M4J_ERROR_FIELDS(f) f(code) f(reserved) f(message)
 #define M4J_TENSOR_FIELDS(f) f(data) f(dtype) f(rank) f(shape) f(strides)
 #define M4J_ENGINE_OPTIONS_FIELDS(f) \
-  f(struct_size) f(device) f(device_index) f(threads) f(reserved) f(simd_target) f(log) f(log_user)
+  f(struct_size) f(device) f(device_index) f(threads) f(reserved) f(simd_target) f(cuda_library) f(log) \
+  f(log_user)
 #define M4J_MODEL_CONFIG_FIELDS(f)                                                                               \
   f(struct_size) f(family) f(reserved) f(n_layer) f(vocab_size) f(d_model) f(d_inner) f(d_state) f(d_conv)       \
   f(dt_rank) f(n_heads) f(headdim) f(n_groups) f(chunk_size) f(norm_eps) f(mixer_norm_eps) f(dt_min) f(dt_max)

@@ -34,7 +34,7 @@ std::unique_ptr<CudaDevice> open_gpu(const m4j_engine_options& options) {
       if (options.device_index == 0) return nullptr;
       fail(M4J_ERR_INVALID_ARGUMENT, "options.device_index: is %d, expected 0 for the CPU", options.device_index);
     case M4J_DEVICE_CUDA:
-      return std::make_unique<CudaDevice>(options.device_index);
+      return std::make_unique<CudaDevice>(options.device_index, options.cuda_library);
     default:
       fail(M4J_ERR_INVALID_ARGUMENT, "options.device: is %d, expected M4J_DEVICE_CPU or M4J_DEVICE_CUDA",
            options.device);

@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 
+#include <mutex>
 #include <string>
 
 namespace m4j {
@@ -9,43 +10,41 @@ namespace {
 
 constexpr const char* kLibrary = "libmamba4j_cuda.so";
 
-struct Opened {
-  const cuda::Api* api = nullptr;
-  std::string reason;
+// Beside this library.
+std::string default_path() {
+  Dl_info self;
+  if (dladdr(reinterpret_cast<const void*>(&m4j_abi_version), &self) == 0) return kLibrary;
+  const std::string name = self.dli_fname;
+  return name.substr(0, name.rfind('/') + 1) + kLibrary;
+}
 
-  Opened() {
-    if (dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL) == nullptr) {
-      reason = "no NVIDIA driver on this machine (libcuda.so.1 cannot be opened)";
-      return;
-    }
-    // It lies beside this library.
-    Dl_info self;
-    std::string path = kLibrary;
-    if (dladdr(reinterpret_cast<const void*>(&m4j_abi_version), &self) != 0) {
-      const std::string name = self.dli_fname;
-      const std::size_t slash = name.rfind('/');
-      if (slash != std::string::npos) path = name.substr(0, slash + 1) + kLibrary;
-    }
-    void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (library == nullptr) {
-      const char* error = dlerror();
-      reason = std::string("the CUDA part of the library cannot be opened: ") + (error == nullptr ? path : error);
-      return;
-    }
-    const auto get_api = reinterpret_cast<cuda::GetApi>(dlsym(library, cuda::kGetApiName));
-    api = get_api == nullptr ? nullptr : get_api(M4J_VERSION);
-    if (api == nullptr) reason = path + " is not of version " M4J_VERSION;
+const cuda::Api& open_api(const char* library) {
+  static std::mutex mutex;
+  static const cuda::Api* api = nullptr;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (api != nullptr) return *api;
+  if (dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL) == nullptr) {
+    fail(M4J_ERR_UNSUPPORTED, "no NVIDIA driver on this machine (libcuda.so.1 cannot be opened)");
   }
-};
-
-const cuda::Api& open_api() {
-  static const Opened opened;
-  if (opened.api == nullptr) fail(M4J_ERR_UNSUPPORTED, "%s", opened.reason.c_str());
-  return *opened.api;
+  const std::string path = library == nullptr ? default_path() : library;
+  void* opened = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (opened == nullptr) {
+    const char* error = dlerror();
+    fail(M4J_ERR_UNSUPPORTED, "the CUDA part of this library cannot be opened: %s", error == nullptr ? path.c_str() : error);
+  }
+  const auto get_api = reinterpret_cast<cuda::GetApi>(dlsym(opened, cuda::kGetApiName));
+  api = get_api == nullptr ? nullptr : get_api(M4J_VERSION);
+  if (api == nullptr) {
+    dlclose(opened);
+    fail(M4J_ERR_UNSUPPORTED, "%s is not the CUDA part of version %s of this library", path.c_str(), M4J_VERSION);
+  }
+  return *api;
 }
 
 }  // namespace
 
-CudaDevice::CudaDevice(int32_t ordinal) : api(open_api()) { call(api.engine_create, ordinal, &engine, &info); }
+CudaDevice::CudaDevice(int32_t ordinal, const char* library) : api(open_api(library)) {
+  call(api.engine_create, ordinal, &engine, &info);
+}
 
 }  // namespace m4j

@@ -13,8 +13,9 @@ namespace m4j {
 
 class CudaDevice {
  public:
-  // Throws Failure (M4J_ERR_UNSUPPORTED) that says why there is no such device.
-  explicit CudaDevice(int32_t ordinal);
+  // `library`: file of libmamba4j_cuda, null for the one beside this library; a process opens it once. Throws Failure
+  // (M4J_ERR_UNSUPPORTED) that says why there is no such device.
+  CudaDevice(int32_t ordinal, const char* library);
   ~CudaDevice() { api.engine_release(engine); }
   CudaDevice(const CudaDevice&) = delete;
   CudaDevice& operator=(const CudaDevice&) = delete;

@@ -6,7 +6,17 @@
 namespace m4j::test {
 
 EnginePtr make_engine(int32_t threads, const char* simd_target, m4j_log_fn log, void* log_user) {
-  const m4j_engine_options options{sizeof options, M4J_DEVICE_CPU, 0, threads, 0, simd_target, log, log_user};
+  const m4j_engine_options options{sizeof options, M4J_DEVICE_CPU, 0, threads, 0, simd_target, nullptr, log, log_user};
+  m4j_engine* engine = nullptr;
+  m4j_error err{};
+  EXPECT_EQ(m4j_engine_create(&options, &engine, &err), M4J_OK) << err.message;
+  return EnginePtr(engine);
+}
+
+EnginePtr make_gpu_engine() {
+  m4j_engine_options options{};
+  options.struct_size = sizeof options;
+  options.device = M4J_DEVICE_CUDA;
   m4j_engine* engine = nullptr;
   m4j_error err{};
   EXPECT_EQ(m4j_engine_create(&options, &engine, &err), M4J_OK) << err.message;

@@ -25,6 +25,7 @@ using StatesPtr = std::unique_ptr<m4j_states, Release>;
 // These fail the test and return null if the library refuses.
 EnginePtr make_engine(int32_t threads = 2, const char* simd_target = nullptr, m4j_log_fn log = nullptr,
                       void* log_user = nullptr);
+EnginePtr make_gpu_engine();
 ModelPtr make_model(const EnginePtr& engine, TinyModel& tiny);
 StatesPtr make_states(const ModelPtr& model, int64_t max_slots = 0);
 m4j_slot take(const StatesPtr& states);

@@ -116,13 +116,13 @@ TinyModel::TinyModel(const TinyOptions& o, uint64_t seed) : config{} {
   config.n_layer = 3;
   config.vocab_size = 37;
   config.d_model = 24;
-  config.d_inner = mamba2 ? 30 : 43;
-  config.d_state = 7;
+  config.d_inner = o.even ? 48 : mamba2 ? 30 : 43;
+  config.d_state = o.even ? 8 : 7;
   config.d_conv = o.d_conv;
   config.norm_eps = 1e-5f;
   if (mamba2) {
     config.n_heads = 6;
-    config.headdim = 5;
+    config.headdim = o.even ? 8 : 5;
     config.n_groups = o.n_groups;
     config.chunk_size = o.chunk_size;
     config.dt_min = o.dt_min;

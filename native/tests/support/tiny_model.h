@@ -39,11 +39,12 @@ struct TinyOptions {
   int64_t chunk_size = 3;  // Mamba-2
   float dt_min = 0;        // Mamba-2
   float dt_max = std::numeric_limits<float>::infinity();
+  bool even = false;  // dimensions that a GPU takes, multiples of 8
 
   std::string name() const;
 };
 
-// Dimensions are odd on purpose: nothing is a multiple of a vector.
+// Dimensions are odd on purpose, unless asked otherwise: nothing is a multiple of a vector.
 class TinyModel {
  public:
   TinyModel(const TinyOptions& options, uint64_t seed);

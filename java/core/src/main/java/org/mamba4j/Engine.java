@@ -9,14 +9,15 @@ import org.mamba4j.ffi.m4j_engine_options;
 import org.mamba4j.ffi.m4j_error;
 import org.mamba4j.ffi.mamba4j_h;
 import org.mamba4j.internal.CallGate;
+import org.mamba4j.internal.CudaLibrary;
 import org.mamba4j.internal.NativeLibrary;
 import org.mamba4j.internal.NativeLog;
 import org.mamba4j.internal.Reclaimer;
 import org.mamba4j.internal.Status;
 
 /**
- * A device and its threads. Any number of models and threads may share one; computations take turns on its threads,
- * which sleep in between. What the native library logs goes to the {@link System.Logger} named {@code org.mamba4j}.
+ * A device and its threads. Any number of models and threads may share one; computations take turns on it, and its
+ * threads sleep in between. On a GPU it runs models; {@link Ops} need an engine on the CPU. What the native library logs goes to the {@link System.Logger} named {@code org.mamba4j}.
  *
  * <p>Closing waits for running {@link Ops}. Models that use the engine keep working: its threads end with the last of
  * them.
@@ -40,18 +41,27 @@ public final class Engine implements AutoCloseable {
    * Starts an engine.
    *
    * @throws IllegalArgumentException if the number of threads is out of range
-   * @throws UnsupportedOperationException if the instruction set is not offered by this build or processor
+   * @throws UnsupportedOperationException if the instruction set is not offered by this build or processor, or if the
+   *     GPU cannot be used; the message says what is missing: driver, device, library
    * @throws MambaException if the native library cannot be loaded or gets no memory or threads
    */
   public static Engine create(EngineOptions options) {
     NativeLibrary.load();
-    try (Arena arena = Arena.ofConfined()) {
+    try (Arena arena = Arena.ofConfined();
+        CudaLibrary cuda = options.device().isCuda() ? CudaLibrary.find() : null) {
       MemorySegment struct = m4j_engine_options.allocate(arena);
       m4j_engine_options.struct_size(struct, m4j_engine_options.sizeof());
       m4j_engine_options.threads(struct, options.threads());
       m4j_engine_options.log(struct, NativeLog.CALLBACK);
       if (options.simdTarget() != null) {
         m4j_engine_options.simd_target(struct, arena.allocateFrom(options.simdTarget()));
+      }
+      if (cuda != null) {
+        m4j_engine_options.device(struct, mamba4j_h.M4J_DEVICE_CUDA());
+        m4j_engine_options.device_index(struct, options.device().index());
+        if (cuda.file() != null) {
+          m4j_engine_options.cuda_library(struct, arena.allocateFrom(cuda.file().toString()));
+        }
       }
       MemorySegment out = arena.allocate(C_POINTER);
       MemorySegment error = m4j_error.allocate(arena);
@@ -80,6 +90,26 @@ public final class Engine implements AutoCloseable {
     enter();
     try {
       return mamba4j_h.m4j_engine_simd_target(handle.pointer).getString(0);
+    } finally {
+      leave();
+    }
+  }
+
+  /** "CPU", or the product name of the GPU such as "NVIDIA H200". */
+  public String deviceName() {
+    enter();
+    try {
+      return mamba4j_h.m4j_engine_device_name(handle.pointer).getString(0);
+    } finally {
+      leave();
+    }
+  }
+
+  /** Bytes of GPU memory that the engine, its models and sessions hold at this moment; 0 on the CPU. */
+  public long deviceBytes() {
+    enter();
+    try {
+      return mamba4j_h.m4j_engine_device_bytes(handle.pointer);
     } finally {
       leave();
     }

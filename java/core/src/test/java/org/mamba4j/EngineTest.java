@@ -81,8 +81,11 @@ class EngineTest {
   void devicesHaveNames() {
     assertEquals("cpu", Device.cpu().toString());
     assertEquals(Device.cpu(), Device.parse("cpu"));
-    var cuda = assertThrows(UnsupportedOperationException.class, () -> Device.parse("cuda:0"));
-    assertEquals("device 'cuda:0' is not offered by this build, only 'cpu'", cuda.getMessage());
+    assertEquals(Device.cuda(0), Device.parse("cuda"));
+    assertEquals(Device.cuda(12), Device.parse("cuda:12"));
+    assertEquals("cuda:12", Device.cuda(12).toString());
+    assertMessage("cuda:-1", "is unknown", () -> Device.parse("cuda:-1"));
+    assertThrows(IllegalArgumentException.class, () -> Device.cuda(-1));
     assertMessage("tpu", "expected 'cpu'", () -> Device.parse("tpu"));
   }
 

@@ -20,7 +20,7 @@ final class DeviceOptions {
       paramLabel = "DEVICE",
       defaultValue = "cpu",
       converter = DeviceName.class,
-      description = "Where to compute: cpu.")
+      description = "Where to compute: cpu, or cuda:0, cuda:1, ... for an NVIDIA GPU.")
   Device device;
 
   private int threads;
@@ -46,7 +46,7 @@ final class DeviceOptions {
     public Device convert(String name) {
       try {
         return Device.parse(name);
-      } catch (IllegalArgumentException | UnsupportedOperationException e) {
+      } catch (IllegalArgumentException e) {
         throw new TypeConversionException(e.getMessage());
       }
     }

@@ -104,7 +104,7 @@ public final class NativeLibrary {
    * other process can exchange it, nothing stays behind, and each class loader gets a file of its own, as Java wants.
    */
   static String loadPacked(String osName, String osArch) {
-    String resource = "/org/mamba4j/native/%s-%s/%s".formatted(osName, osArch, FILE_NAME);
+    String resource = resource(osName, osArch, FILE_NAME);
     try (InputStream packed = NativeLibrary.class.getResourceAsStream(resource)) {
       if (packed == null) {
         throw new MambaException(
@@ -130,6 +130,18 @@ public final class NativeLibrary {
               + " extracted library by -D" + PROPERTY + "=FILE",
           e);
     }
+  }
+
+  /** Where a library is packed in this module. */
+  static String resource(String osName, String osArch, String fileName) {
+    return "/org/mamba4j/native/%s-%s/%s".formatted(osName, osArch, fileName);
+  }
+
+  /** Whether the library was named by a setting and not taken from this module. */
+  static boolean isNamed() {
+    String property = System.getProperty(PROPERTY);
+    String variable = System.getenv(VARIABLE);
+    return property != null && !property.isEmpty() || variable != null && !variable.isEmpty();
   }
 
   private static void loadFile(Path file, String source) {

@@ -16,9 +16,12 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  * {@snippet lang=c :
  * struct m4j_engine_options {
  *     uint64_t struct_size;
+ *     int32_t device;
+ *     int32_t device_index;
  *     int32_t threads;
  *     int32_t reserved;
  *     const char *simd_target;
+ *     const char *cuda_library;
  *     m4j_log_fn log;
  *     void *log_user;
  * }
@@ -32,9 +35,12 @@ public class m4j_engine_options {
 
     private static final GroupLayout $LAYOUT = MemoryLayout.structLayout(
         mamba4j_h.C_LONG.withName("struct_size"),
+        mamba4j_h.C_INT.withName("device"),
+        mamba4j_h.C_INT.withName("device_index"),
         mamba4j_h.C_INT.withName("threads"),
         mamba4j_h.C_INT.withName("reserved"),
         mamba4j_h.C_POINTER.withName("simd_target"),
+        mamba4j_h.C_POINTER.withName("cuda_library"),
         mamba4j_h.C_POINTER.withName("log"),
         mamba4j_h.C_POINTER.withName("log_user")
     ).withName("m4j_engine_options");
@@ -88,6 +94,94 @@ public class m4j_engine_options {
      */
     public static void struct_size(MemorySegment struct, long fieldValue) {
         struct.set(struct_size$LAYOUT, struct_size$OFFSET, fieldValue);
+    }
+
+    private static final OfInt device$LAYOUT = (OfInt)$LAYOUT.select(groupElement("device"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * int32_t device
+     * }
+     */
+    public static final OfInt device$layout() {
+        return device$LAYOUT;
+    }
+
+    private static final long device$OFFSET = $LAYOUT.byteOffset(groupElement("device"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * int32_t device
+     * }
+     */
+    public static final long device$offset() {
+        return device$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * int32_t device
+     * }
+     */
+    public static int device(MemorySegment struct) {
+        return struct.get(device$LAYOUT, device$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * int32_t device
+     * }
+     */
+    public static void device(MemorySegment struct, int fieldValue) {
+        struct.set(device$LAYOUT, device$OFFSET, fieldValue);
+    }
+
+    private static final OfInt device_index$LAYOUT = (OfInt)$LAYOUT.select(groupElement("device_index"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * int32_t device_index
+     * }
+     */
+    public static final OfInt device_index$layout() {
+        return device_index$LAYOUT;
+    }
+
+    private static final long device_index$OFFSET = $LAYOUT.byteOffset(groupElement("device_index"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * int32_t device_index
+     * }
+     */
+    public static final long device_index$offset() {
+        return device_index$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * int32_t device_index
+     * }
+     */
+    public static int device_index(MemorySegment struct) {
+        return struct.get(device_index$LAYOUT, device_index$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * int32_t device_index
+     * }
+     */
+    public static void device_index(MemorySegment struct, int fieldValue) {
+        struct.set(device_index$LAYOUT, device_index$OFFSET, fieldValue);
     }
 
     private static final OfInt threads$LAYOUT = (OfInt)$LAYOUT.select(groupElement("threads"));
@@ -220,6 +314,50 @@ public class m4j_engine_options {
      */
     public static void simd_target(MemorySegment struct, MemorySegment fieldValue) {
         struct.set(simd_target$LAYOUT, simd_target$OFFSET, fieldValue);
+    }
+
+    private static final AddressLayout cuda_library$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("cuda_library"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * const char *cuda_library
+     * }
+     */
+    public static final AddressLayout cuda_library$layout() {
+        return cuda_library$LAYOUT;
+    }
+
+    private static final long cuda_library$OFFSET = $LAYOUT.byteOffset(groupElement("cuda_library"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * const char *cuda_library
+     * }
+     */
+    public static final long cuda_library$offset() {
+        return cuda_library$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * const char *cuda_library
+     * }
+     */
+    public static MemorySegment cuda_library(MemorySegment struct) {
+        return struct.get(cuda_library$LAYOUT, cuda_library$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * const char *cuda_library
+     * }
+     */
+    public static void cuda_library(MemorySegment struct, MemorySegment fieldValue) {
+        struct.set(cuda_library$LAYOUT, cuda_library$OFFSET, fieldValue);
     }
 
     /**

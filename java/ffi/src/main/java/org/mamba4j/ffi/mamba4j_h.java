@@ -508,6 +508,24 @@ public class mamba4j_h extends mamba4j_h$shared {
     public static int M4J_LOG_ERROR() {
         return M4J_LOG_ERROR;
     }
+    private static final int M4J_DEVICE_CPU = (int)0L;
+    /**
+     * {@snippet lang=c :
+     * enum enum (unnamed at ./mamba4j.h:116:1).M4J_DEVICE_CPU = 0
+     * }
+     */
+    public static int M4J_DEVICE_CPU() {
+        return M4J_DEVICE_CPU;
+    }
+    private static final int M4J_DEVICE_CUDA = (int)1L;
+    /**
+     * {@snippet lang=c :
+     * enum enum (unnamed at ./mamba4j.h:116:1).M4J_DEVICE_CUDA = 1
+     * }
+     */
+    public static int M4J_DEVICE_CUDA() {
+        return M4J_DEVICE_CUDA;
+    }
 
     private static class m4j_engine_create {
         public static final FunctionDescriptor DESC = FunctionDescriptor.of(
@@ -749,10 +767,130 @@ public class mamba4j_h extends mamba4j_h$shared {
            throw new AssertionError("should not reach here", ex$);
         }
     }
+
+    private static class m4j_engine_device_name {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            mamba4j_h.C_POINTER,
+            mamba4j_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("m4j_engine_device_name");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * const char *m4j_engine_device_name(const m4j_engine *engine)
+     * }
+     */
+    public static FunctionDescriptor m4j_engine_device_name$descriptor() {
+        return m4j_engine_device_name.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * const char *m4j_engine_device_name(const m4j_engine *engine)
+     * }
+     */
+    public static MethodHandle m4j_engine_device_name$handle() {
+        return m4j_engine_device_name.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * const char *m4j_engine_device_name(const m4j_engine *engine)
+     * }
+     */
+    public static MemorySegment m4j_engine_device_name$address() {
+        return m4j_engine_device_name.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * const char *m4j_engine_device_name(const m4j_engine *engine)
+     * }
+     */
+    public static MemorySegment m4j_engine_device_name(MemorySegment engine) {
+        var mh$ = m4j_engine_device_name.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("m4j_engine_device_name", engine);
+            }
+            return (MemorySegment)mh$.invokeExact(engine);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class m4j_engine_device_bytes {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            mamba4j_h.C_LONG,
+            mamba4j_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("m4j_engine_device_bytes");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * int64_t m4j_engine_device_bytes(const m4j_engine *engine)
+     * }
+     */
+    public static FunctionDescriptor m4j_engine_device_bytes$descriptor() {
+        return m4j_engine_device_bytes.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * int64_t m4j_engine_device_bytes(const m4j_engine *engine)
+     * }
+     */
+    public static MethodHandle m4j_engine_device_bytes$handle() {
+        return m4j_engine_device_bytes.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * int64_t m4j_engine_device_bytes(const m4j_engine *engine)
+     * }
+     */
+    public static MemorySegment m4j_engine_device_bytes$address() {
+        return m4j_engine_device_bytes.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * int64_t m4j_engine_device_bytes(const m4j_engine *engine)
+     * }
+     */
+    public static long m4j_engine_device_bytes(MemorySegment engine) {
+        var mh$ = m4j_engine_device_bytes.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("m4j_engine_device_bytes", engine);
+            }
+            return (long)mh$.invokeExact(engine);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
     private static final int M4J_MAMBA1 = (int)1L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:137:1).M4J_MAMBA1 = 1
+     * enum enum (unnamed at ./mamba4j.h:148:1).M4J_MAMBA1 = 1
      * }
      */
     public static int M4J_MAMBA1() {
@@ -761,7 +899,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_FALCON_MAMBA = (int)2L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:137:1).M4J_FALCON_MAMBA = 2
+     * enum enum (unnamed at ./mamba4j.h:148:1).M4J_FALCON_MAMBA = 2
      * }
      */
     public static int M4J_FALCON_MAMBA() {
@@ -770,7 +908,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_MAMBA2 = (int)3L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:137:1).M4J_MAMBA2 = 3
+     * enum enum (unnamed at ./mamba4j.h:148:1).M4J_MAMBA2 = 3
      * }
      */
     public static int M4J_MAMBA2() {
@@ -1836,7 +1974,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_LOGITS_NONE = (int)0L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:240:1).M4J_LOGITS_NONE = 0
+     * enum enum (unnamed at ./mamba4j.h:251:1).M4J_LOGITS_NONE = 0
      * }
      */
     public static int M4J_LOGITS_NONE() {
@@ -1845,7 +1983,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_LOGITS_LAST = (int)1L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:240:1).M4J_LOGITS_LAST = 1
+     * enum enum (unnamed at ./mamba4j.h:251:1).M4J_LOGITS_LAST = 1
      * }
      */
     public static int M4J_LOGITS_LAST() {
@@ -1854,7 +1992,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_LOGITS_ALL = (int)2L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:240:1).M4J_LOGITS_ALL = 2
+     * enum enum (unnamed at ./mamba4j.h:251:1).M4J_LOGITS_ALL = 2
      * }
      */
     public static int M4J_LOGITS_ALL() {

@@ -1,0 +1,192 @@
+// Whole models on the GPU against the CPU: logits, states, splits, batches, graphs, snapshots that change sides.
+#include <cuda_runtime.h>
+#include <gtest/gtest.h>
+
+#include "support/api_test.h"
+
+namespace m4j::test {
+namespace {
+
+std::vector<TinyOptions> all_options() {
+  std::vector<TinyOptions> all;
+  for (const int32_t family : {M4J_MAMBA1, M4J_FALCON_MAMBA, M4J_MAMBA2}) {
+    for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+      all.push_back({.family = family, .dtype = dtype, .even = true});
+      all.push_back({.family = family, .dtype = dtype, .biases = false, .tied = true, .n_groups = 1, .even = true});
+    }
+    all.push_back({.family = family, .d_conv = 2, .even = true});
+  }
+  all.push_back({.family = M4J_MAMBA2, .dt_min = 0.1f, .dt_max = 0.3f, .even = true});
+  return all;
+}
+
+class CudaModel : public ApiTest, public ::testing::WithParamInterface<TinyOptions> {
+ protected:
+  // Activations are rounded to the weights' dtype on the GPU.
+  double tolerance() const { return GetParam().dtype == DType::kF32 ? 1e-4 : GetParam().dtype == DType::kF16 ? 5e-3 : 2e-2; }
+
+  void expect_near(const std::vector<float>& actual, const std::vector<float>& expected) const {
+    ASSERT_EQ(actual.size(), expected.size());
+    EXPECT_LT(relative_error(actual, {expected.begin(), expected.end()}), tolerance());
+  }
+  void expect_near(const StateCopy& actual, const StateCopy& expected) const {
+    EXPECT_EQ(actual.position, expected.position);
+    expect_near(actual.conv, expected.conv);
+    expect_near(actual.ssm, expected.ssm);
+  }
+
+  TinyModel tiny{GetParam(), run_seed()};
+  const int64_t V = tiny.config.vocab_size;
+  std::vector<Tokens> sequences(std::vector<int64_t> lengths) {
+    std::vector<Tokens> result;
+    for (const int64_t n : lengths) result.push_back(random.ids(n, static_cast<int32_t>(V)));
+    return result;
+  }
+};
+
+struct Side {
+  EnginePtr engine;
+  ModelPtr model;
+  StatesPtr states;
+  Side(EnginePtr e, TinyModel& tiny) : engine(std::move(e)), model(make_model(engine, tiny)), states(make_states(model)) {}
+};
+
+TEST_P(CudaModel, RaggedBatchesEqualTheCpu) {
+  Side cpu(make_engine(), tiny), gpu(make_gpu_engine(), tiny);
+  std::vector<m4j_slot> cpu_slots, gpu_slots;
+  for (int i = 0; i < 5; ++i) {
+    cpu_slots.push_back(take(cpu.states));
+    gpu_slots.push_back(take(gpu.states));
+  }
+  // Prefill, a mixed batch, decode, decode of other sequences, prefill again.
+  const std::vector<std::vector<int64_t>> calls = {{67, 1, 130, 3, 700}, {1, 9, 1, 2, 1}, {1, 1, 1, 1, 1}, {1, 1, 1, 1, 1}, {5, 300, 1, 64, 2}};
+  for (const auto& lengths : calls) {
+    const std::vector<Tokens> input = sequences(lengths);
+    const auto expected = advance(cpu.states, cpu_slots, input, V), actual = advance(gpu.states, gpu_slots, input, V);
+    for (size_t i = 0; i < input.size(); ++i) expect_near(actual[i], expected[i]);
+  }
+  for (size_t i = 0; i < cpu_slots.size(); ++i) {
+    expect_near(read_state(gpu.states, gpu_slots[i], tiny), read_state(cpu.states, cpu_slots[i], tiny));
+  }
+}
+
+TEST_P(CudaModel, EverySplitEqualsTheWhole) {
+  Side gpu(make_gpu_engine(), tiny);
+  const m4j_slot whole_slot = take(gpu.states), slot = take(gpu.states);
+  const Tokens tokens = sequences({133})[0];
+  const auto whole = advance(gpu.states, {whole_slot}, {tokens}, V)[0];
+  for (const std::vector<int64_t>& cuts : {std::vector<int64_t>{1, 133}, {2, 3, 133}, {64, 133}, {65, 66, 130, 133}, {132, 133}}) {
+    ASSERT_EQ(m4j_slot_reset(gpu.states.get(), slot, &err), M4J_OK) << err.message;
+    std::vector<float> logits;
+    int64_t begin = 0;
+    for (const int64_t end : cuts) {
+      const auto part = advance(gpu.states, {slot}, {{tokens.begin() + begin, tokens.begin() + end}}, V)[0];
+      logits.insert(logits.end(), part.begin(), part.end());
+      begin = end;
+    }
+    expect_near(logits, whole);
+    expect_near(read_state(gpu.states, slot, tiny), read_state(gpu.states, whole_slot, tiny));
+  }
+}
+
+TEST_P(CudaModel, ALongSequenceIsCutIntoBlocks) {
+  Side cpu(make_engine(), tiny), gpu(make_gpu_engine(), tiny);
+  const m4j_slot cpu_slot = take(cpu.states), gpu_slot = take(gpu.states);
+  const std::vector<Tokens> input = sequences({9001});
+  Batch expected({cpu_slot}, input, M4J_LOGITS_LAST, V), actual({gpu_slot}, input, M4J_LOGITS_LAST, V);
+  ASSERT_EQ(m4j_advance(cpu.states.get(), expected.args(), &err), M4J_OK) << err.message;
+  ASSERT_EQ(m4j_advance(gpu.states.get(), actual.args(), &err), M4J_OK) << err.message;
+  expect_near(actual.logits, expected.logits);
+  expect_near(read_state(gpu.states, gpu_slot, tiny), read_state(cpu.states, cpu_slot, tiny));
+}
+
+TEST_P(CudaModel, RunsRepeat) {
+  Side gpu(make_gpu_engine(), tiny);
+  const m4j_slot a = take(gpu.states), b = take(gpu.states);
+  for (const int64_t length : {500, 1, 1, 7}) {
+    const std::vector<Tokens> input = sequences({length});
+    EXPECT_EQ(advance(gpu.states, {a}, input, V), advance(gpu.states, {b}, input, V));
+  }
+  EXPECT_EQ(read_state(gpu.states, a, tiny), read_state(gpu.states, b, tiny));
+}
+
+// Copies, resets and snapshots; a snapshot from the CPU goes on on the GPU.
+TEST_P(CudaModel, StatesMove) {
+  Side cpu(make_engine(), tiny), gpu(make_gpu_engine(), tiny);
+  const m4j_slot cpu_slot = take(cpu.states), slot = take(gpu.states), copy = take(gpu.states);
+  const std::vector<Tokens> prompt = sequences({41}), next = sequences({1});
+  advance(cpu.states, {cpu_slot}, prompt, V);
+  std::vector<char> snapshot(static_cast<size_t>(m4j_slot_export_size(cpu.model.get())));
+  const auto size = static_cast<int64_t>(snapshot.size());
+  ASSERT_EQ(m4j_slot_export(cpu.states.get(), cpu_slot, snapshot.data(), size, &err), M4J_OK) << err.message;
+  ASSERT_EQ(m4j_slot_import(gpu.states.get(), slot, snapshot.data(), size, &err), M4J_OK) << err.message;
+  EXPECT_EQ(read_state(gpu.states, slot, tiny), read_state(cpu.states, cpu_slot, tiny));
+  ASSERT_EQ(m4j_slot_copy(gpu.states.get(), copy, slot, &err), M4J_OK) << err.message;
+  const auto expected = advance(cpu.states, {cpu_slot}, next, V)[0];
+  expect_near(advance(gpu.states, {copy}, next, V)[0], expected);
+  expect_near(advance(gpu.states, {slot}, next, V)[0], expected);
+  EXPECT_EQ(read_state(gpu.states, slot, tiny), read_state(gpu.states, copy, tiny));
+  ASSERT_EQ(m4j_slot_reset(gpu.states.get(), slot, &err), M4J_OK) << err.message;
+  const StateCopy zero = read_state(gpu.states, slot, tiny);
+  EXPECT_EQ(zero.ssm, std::vector<float>(zero.ssm.size(), 0.0f));
+  EXPECT_EQ(zero.position, 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, CudaModel, ::testing::ValuesIn(all_options()),
+                         [](const auto& info) { return info.param.name() + (info.param.tied ? "_tied" : ""); });
+
+class CudaEngine : public ApiTest {};
+
+TEST_F(CudaEngine, NamesItsDeviceAndCountsItsMemory) {
+  const EnginePtr engine = make_gpu_engine();
+  EXPECT_STRNE(m4j_engine_device_name(engine.get()), "CPU");
+  const int64_t before = m4j_engine_device_bytes(engine.get());
+  {
+    TinyModel tiny({.even = true}, run_seed());
+    const ModelPtr model = make_model(engine, tiny);
+    const StatesPtr states = make_states(model);
+    take(states);
+    EXPECT_GT(m4j_engine_device_bytes(engine.get()), before);
+  }
+  EXPECT_EQ(m4j_engine_device_bytes(engine.get()), before);
+}
+
+TEST_F(CudaEngine, OddDimensionsAreRefused) {
+  const EnginePtr engine = make_gpu_engine();
+  TinyModel tiny({}, run_seed());
+  m4j_model* model = nullptr;
+  expect_error(m4j_model_create(engine.get(), &tiny.config, &tiny.weights(), &model, &err), M4J_ERR_UNSUPPORTED,
+               {"d_inner", "43", "multiple of 8"});
+}
+
+// States fill the card: an error that says so, and the model goes on.
+TEST_F(CudaEngine, OutOfMemoryLeavesTheModelUsable) {
+  const EnginePtr engine = make_gpu_engine();
+  TinyModel tiny({.family = M4J_MAMBA2, .even = true}, run_seed());
+  const ModelPtr model = make_model(engine, tiny);
+  const StatesPtr states = make_states(model);
+  const m4j_slot slot = take(states);
+  const auto before = advance(states, {slot}, {{1, 2, 3}}, tiny.config.vocab_size)[0];
+  std::vector<void*> ballast;  // all but little of the card's memory
+  for (std::size_t size = std::size_t{1} << 34; size >= std::size_t{1} << 20;) {
+    void* p = nullptr;
+    if (cudaMalloc(&p, size) == cudaSuccess) {
+      ballast.push_back(p);
+    } else {
+      cudaGetLastError();
+      size /= 2;
+    }
+  }
+  m4j_status status = M4J_OK;
+  for (int i = 0; i < 100000 && status == M4J_OK; ++i) {
+    m4j_slot next = 0;
+    status = m4j_slot_take(states.get(), &next, &err);
+  }
+  expect_error(status, M4J_ERR_OUT_OF_MEMORY, {"GPU memory", "states"});
+  ASSERT_EQ(m4j_slot_reset(states.get(), slot, &err), M4J_OK) << err.message;
+  EXPECT_EQ(advance(states, {slot}, {{1, 2, 3}}, tiny.config.vocab_size)[0], before);
+  for (void* p : ballast) cudaFree(p);
+}
+
+}  // namespace
+}  // namespace m4j::test
