@@ -1,0 +1,150 @@
+// Norms of rows, bound by memory: one block a group of a row, which it keeps in registers between the sum of squares
+// and the scaling.
+#include <algorithm>
+
+#include "ops/cuda/cuda_ops.h"
+#include "ops/cuda/launch.cuh"
+#include "ops/cuda/math.cuh"
+#include "ops/cuda/vec.cuh"
+
+namespace m4j::cuda {
+namespace {
+
+constexpr int kMaxThreads = 1024;
+
+__device__ inline float warp_sum(float v) {
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) v += __shfl_xor_sync(0xffffffff, v, lanes);
+  return v;
+}
+
+// For all threads of the block, which are whole warps.
+__device__ inline float block_sum(float v) {
+  __shared__ float sums[kMaxThreads / 32];
+  v = warp_sum(v);
+  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = v;
+  __syncthreads();
+  return warp_sum(threadIdx.x % 32 < blockDim.x / 32 ? sums[threadIdx.x % 32] : 0.0f);
+}
+
+// A block's group of a row.
+template <typename T>
+struct Group {
+  int64_t dim;
+  const T *x, *gate;
+  float* residual;
+  const float* weight;
+  T* out;
+
+  __device__ explicit Group(const RmsNormArgs& a) : dim(a.n_groups == 1 ? a.dim : a.dim / a.n_groups) {
+    const unsigned n_groups = static_cast<unsigned>(a.n_groups);
+    const int64_t token = blockIdx.x / n_groups, offset = blockIdx.x % n_groups * dim;
+    x = a.x ? static_cast<const T*>(a.x) + token * a.ld_x + offset : nullptr;
+    gate = a.gate ? static_cast<const T*>(a.gate) + token * a.ld_gate + offset : nullptr;
+    residual = a.residual ? a.residual + token * a.dim + offset : nullptr;
+    weight = a.weight ? a.weight + offset : nullptr;
+    out = static_cast<T*>(a.out) + token * a.ld_out + offset;
+  }
+
+  // What is normalised, elements [i, i + kCount): the residual stream with x, which is written back, or the gated x.
+  template <int kCount>
+  __device__ void load(int64_t i, float (&v)[kCount]) const {
+    if (x) load_floats(x + i, v);
+    if (residual) {
+      float sum[kCount];
+      load_floats(residual + i, sum);
+      if (x) {
+#pragma unroll
+        for (int k = 0; k < kCount; ++k) sum[k] += v[k];
+        store_floats(residual + i, sum);
+      }
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) v[k] = sum[k];
+    }
+    if (gate) {
+      float g[kCount];
+      load_floats(gate + i, g);
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) v[k] *= silu(g[k]);
+    }
+  }
+
+  template <int kCount>
+  __device__ void store(int64_t i, float (&v)[kCount], float scale) const {
+    float w[kCount];
+    if (weight) load_floats(weight + i, w);
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) v[k] *= weight ? scale * w[k] : scale;
+    store_floats(out + i, v);
+  }
+};
+
+// Up to kParts vectors of 8 elements a thread.
+template <typename T, int kParts>
+__global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(const __grid_constant__ RmsNormArgs a) {
+  const Group<T> group(a);
+  float v[kParts][8], sum = 0;
+#pragma unroll
+  for (int part = 0; part < kParts; ++part) {
+    const int64_t i = 8 * (static_cast<int64_t>(part) * blockDim.x + threadIdx.x);
+    if (i >= group.dim) break;
+    group.load(i, v[part]);
+#pragma unroll
+    for (int k = 0; k < 8; ++k) sum = fmaf(v[part][k], v[part][k], sum);
+  }
+  const float scale = rsqrtf(block_sum(sum) / static_cast<float>(group.dim) + a.eps);
+#pragma unroll
+  for (int part = 0; part < kParts; ++part) {
+    const int64_t i = 8 * (static_cast<int64_t>(part) * blockDim.x + threadIdx.x);
+    if (i < group.dim) group.store(i, v[part], scale);
+  }
+}
+
+// Any size: reads the row twice, element by element.
+template <typename T>
+__global__ void __launch_bounds__(kMaxThreads) rms_norm_any_kernel(const __grid_constant__ RmsNormArgs a) {
+  Group<T> group(a);
+  float sum = 0;
+  for (int64_t i = threadIdx.x; i < group.dim; i += blockDim.x) {
+    float v[1];
+    group.load(i, v);
+    sum = fmaf(v[0], v[0], sum);
+  }
+  const float scale = rsqrtf(block_sum(sum) / static_cast<float>(group.dim) + a.eps);
+  if (group.residual) group.x = nullptr;  // is part of the residual stream by now
+  for (int64_t i = threadIdx.x; i < group.dim; i += blockDim.x) {
+    float v[1];
+    group.load(i, v);
+    group.store(i, v, scale);
+  }
+}
+
+// Rows that can be read in vectors of 8.
+bool has_vectors(const RmsNormArgs& a, int64_t per_16_bytes) {
+  const auto rows = [&](const void* p, int64_t ld) { return p == nullptr || (is_aligned(p, 16) && ld % per_16_bytes == 0); };
+  return a.dim / a.n_groups % 8 == 0 && rows(a.x, a.ld_x) && rows(a.gate, a.ld_gate) && rows(a.out, a.ld_out) &&
+         is_aligned(a.residual, 16) && is_aligned(a.weight, 16);
+}
+
+}  // namespace
+
+void rms_norm(const RmsNormArgs& a, cudaStream_t stream) {
+  constexpr int64_t kFewThreads = 512;  // more of them only for rows that do not fit otherwise
+  const unsigned blocks = static_cast<unsigned>(a.tokens * a.n_groups);
+  const int64_t vectors = ceil_div(a.dim / a.n_groups, 8);
+  with_element_type(a.dtype, [&]<typename T>(T) {
+    const auto threads = [](int64_t wanted, int64_t most) {
+      return static_cast<unsigned>(std::min(ceil_div(wanted, 32) * 32, most));
+    };
+    if (!has_vectors(a, kVecOf16Bytes<T>) || vectors > 4 * kMaxThreads) {
+      rms_norm_any_kernel<T><<<blocks, threads(8 * vectors, kMaxThreads), 0, stream>>>(a);
+    } else if (vectors <= kFewThreads) {
+      rms_norm_kernel<T, 1><<<blocks, threads(vectors, kFewThreads), 0, stream>>>(a);
+    } else {
+      rms_norm_kernel<T, 4><<<blocks, threads(ceil_div(vectors, 4), kMaxThreads), 0, stream>>>(a);
+    }
+  });
+  check_launch("rms_norm");
+}
+
+}  // namespace m4j::cuda

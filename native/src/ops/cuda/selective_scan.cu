@@ -1,0 +1,518 @@
+// Selective scan: time is walked in order with the states in registers. The floor is the special-function unit, which
+// gives 16 exponentials a clock and multiprocessor; all else is arranged to stay below it (bench/NOTES-gpu.md).
+//
+// Where sequences x channels are too few to fill the GPU, time is cut into chunks: one launch finds what each chunk
+// adds to the state, a second walks all chunks at once, each from the state that the ones before it leave.
+#include <algorithm>
+
+#include "ops/cuda/cuda_ops.h"
+#include "ops/cuda/launch.cuh"
+#include "ops/cuda/math.cuh"
+#include "ops/cuda/vec.cuh"
+
+namespace m4j::cuda {
+namespace {
+
+constexpr int kWarps = 4;
+constexpr int kThreads = 32 * kWarps;
+constexpr int kTile = 16;  // tokens between two barriers
+
+// A team of kLanes lanes shares two neighbouring channels; each lane holds kPerLane states of both.
+template <int kLanes, int kPerLane>
+struct Shape {
+  static constexpr int lanes = kLanes;
+  static constexpr int per_lane = kPerLane;
+  static constexpr int states = kLanes * kPerLane;
+  static constexpr int teams = 32 / kLanes;                // of a warp
+  static constexpr int channels = 2 * teams * kWarps;      // of a block
+  static constexpr int rounds = kTile / kLanes;            // of a tile: in each, a lane prepares and finishes one token
+  static constexpr int resident = states <= 16 ? 5 : states <= 32 ? 4 : states <= 128 ? 3 : 2;  // blocks an SM can hold
+  static constexpr int bc_buffers = states > 128 ? 1 : 2;  // two need 64 KiB at 256 states
+
+  // Consecutive lanes hold consecutive quads of states, so that they read shared memory without bank conflicts.
+  static __device__ int state(int lane, int i) { return i / 4 * 4 * kLanes + 4 * lane + i % 4; }
+};
+
+template <typename Body>
+void with_shape(int64_t d_state, Body&& body) {
+  if (d_state <= 16) return body(Shape<4, 4>());
+  if (d_state <= 32) return body(Shape<8, 4>());
+  if (d_state <= 64) return body(Shape<8, 8>());
+  if (d_state <= 128) return body(Shape<16, 8>());
+  return body(Shape<16, 16>());
+}
+
+// How time is cut, and what chunks hand on: `ends` holds the state before a sequence and then what each chunk but the
+// last adds to it, `delta_sums` the sums of delta over the chunks, which give their decays.
+struct Chunks {
+  int64_t count, tokens;
+  float* ends;        // [segments, count, N, E]
+  float* delta_sums;  // [segments, count, E]
+};
+
+// A block is one range of channels of one chunk of one segment.
+template <typename S>
+struct Place {
+  int warp, team, lane;
+  int64_t segment, chunk, group;
+  Segment tokens;
+  int64_t begin, end;  // of the chunk, in tokens of the segment
+  int64_t channel;     // the first of the team's two
+  int owned;           // how many of them exist
+
+  __device__ Place(const SelectiveScanArgs& a, const Chunks& chunks) {
+    const int in_warp = threadIdx.x % 32;
+    warp = threadIdx.x / 32;
+    team = in_warp % S::teams;
+    lane = in_warp / S::teams;
+    const int64_t group_channels = a.d_inner / a.n_groups;
+    const unsigned group_blocks = static_cast<unsigned>((group_channels + S::channels - 1) / S::channels);
+    const unsigned row_blocks = group_blocks * static_cast<unsigned>(a.n_groups);
+    const unsigned block = blockIdx.x % row_blocks, item = blockIdx.x / row_blocks;
+    const int64_t in_group = block % group_blocks * S::channels + 2 * (warp * S::teams + team);
+    group = block / group_blocks;
+    channel = group * group_channels + in_group;
+    owned = static_cast<int>(max(int64_t{0}, min(int64_t{2}, group_channels - in_group)));
+    chunk = item % static_cast<unsigned>(chunks.count);
+    segment = item / static_cast<unsigned>(chunks.count);
+    tokens = a.segments.items[segment];
+    begin = chunk * chunks.tokens;
+    end = min(begin + chunks.tokens, tokens.tokens);
+  }
+
+  __device__ bool last_chunk() const { return end == tokens.tokens; }
+};
+
+// Neighbouring channels can be read in one access.
+inline bool has_pairs(const SelectiveScanArgs& a) {
+  return a.d_inner / a.n_groups % 2 == 0 && a.slot_stride % 2 == 0 && is_aligned(a.states, 8) && is_aligned(a.A, 8);
+}
+
+// Groups of four B and C can be read in one access.
+inline bool has_quads(const SelectiveScanArgs& a) {
+  const int64_t bytes = dtype_bytes(a.dtype, 4);
+  return a.d_state % 4 == 0 && a.ld_bc % 4 == 0 && is_aligned(a.B, bytes) && is_aligned(a.C, bytes);
+}
+
+template <typename T>
+__device__ Vec<T, 2> load_pair(const T* p, int owned, bool pairs) {
+  Vec<T, 2> v = {};
+  if (pairs && owned == 2) return *reinterpret_cast<const Vec<T, 2>*>(p);
+  if (owned > 0) v.v[0] = p[0];
+  if (owned > 1) v.v[1] = p[1];
+  return v;
+}
+
+template <typename T>
+__device__ void store_pair(T* p, const Vec<T, 2>& v, int owned, bool pairs) {
+  if (pairs && owned == 2) {
+    *reinterpret_cast<Vec<T, 2>*>(p) = v;
+  } else {
+    if (owned > 0) p[0] = v.v[0];
+    if (owned > 1) p[1] = v.v[1];
+  }
+}
+
+// A thread's part of a tile of B and, if kMatrices is 2, C, on its way from memory to shared memory as float32
+// [tokens][kMatrices][states]; zeros past the last token and state.
+template <typename T, typename S, int kMatrices>
+struct BcLoader {
+  static constexpr int kRow = S::states / 4;  // quads
+  static constexpr int kQuads = kTile * kMatrices * kRow;
+  static constexpr int kPerThread = (kQuads + kThreads - 1) / kThreads;
+  Vec<T, 4> quads[kPerThread];
+
+  __device__ void load(const SelectiveScanArgs& a, const Place<S>& at, int64_t begin, bool aligned) {
+#pragma unroll
+    for (int i = 0; i < kPerThread; ++i) {
+      const int index = i * kThreads + threadIdx.x;
+      const int n = index % kRow * 4, matrix = index / kRow % kMatrices;
+      const int64_t token = begin + index / kRow / kMatrices;
+      quads[i] = {};
+      if (index >= kQuads || token >= at.end || n >= a.d_state) continue;
+      const T* p = static_cast<const T*>(matrix == 0 ? a.B : a.C) + (at.tokens.row + token) * a.ld_bc +
+                   at.group * a.d_state + n;
+      if (aligned) {
+        quads[i] = *reinterpret_cast<const Vec<T, 4>*>(p);
+      } else {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          if (n + k < a.d_state) quads[i].v[k] = p[k];
+        }
+      }
+    }
+  }
+
+  __device__ void store(float* tile) const {
+#pragma unroll
+    for (int i = 0; i < kPerThread; ++i) {
+      const int index = i * kThreads + threadIdx.x;
+      const Vec<T, 4>& q = quads[i];
+      if (index < kQuads) {
+        reinterpret_cast<float4*>(tile)[index] =
+            make_float4(to_float(q.v[0]), to_float(q.v[1]), to_float(q.v[2]), to_float(q.v[3]));
+      }
+    }
+  }
+};
+
+// The activations of a lane's tokens in a tile, one in each round; zeros past the last token.
+template <typename T, typename S>
+struct Inputs {
+  Vec<T, 2> u[S::rounds], delta[S::rounds];
+
+  __device__ void load(const SelectiveScanArgs& a, const Place<S>& at, int64_t begin, bool pairs) {
+#pragma unroll
+    for (int r = 0; r < S::rounds; ++r) {
+      const int64_t token = begin + r * S::lanes + at.lane;
+      const int owned = token < at.end ? at.owned : 0;
+      const int64_t row = at.tokens.row + token;
+      u[r] = load_pair(static_cast<const T*>(a.u) + row * a.ld_u + at.channel, owned, pairs);
+      delta[r] = load_pair(static_cast<const T*>(a.delta) + row * a.ld_delta + at.channel, owned, pairs);
+    }
+  }
+
+  // steps: [tokens][teams] of delta and delta * u, of one channel and of the other
+  __device__ void prepare(const SelectiveScanArgs& a, const Place<S>& at, int64_t begin, const float (&bias)[2],
+                          float4 (*steps)[S::teams]) const {
+#pragma unroll
+    for (int r = 0; r < S::rounds; ++r) {
+      const int token = r * S::lanes + at.lane;
+      float d[2];
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        d[c] = to_float(delta[r].v[c]) + bias[c];
+        if (a.delta_softplus) d[c] = softplus(d[c]);
+        if (begin + token >= at.end) d[c] = 0;  // keeps the state as it is
+      }
+      steps[token][at.team] = make_float4(d[0], d[0] * to_float(u[r].v[0]), d[1], d[1] * to_float(u[r].v[1]));
+    }
+  }
+};
+
+// [N, E] at `states`: the team's part of it, zeros where there is no state or channel.
+template <typename S>
+__device__ void load_states(const SelectiveScanArgs& a, const Place<S>& at, const float* states, bool pairs,
+                            float (&h)[S::per_lane][2]) {
+#pragma unroll
+  for (int i = 0; i < S::per_lane; ++i) {
+    const int n = S::state(at.lane, i);
+    const auto v = load_pair(states + n * a.d_inner + at.channel, n < a.d_state ? at.owned : 0, pairs);
+    h[i][0] = v.v[0];
+    h[i][1] = v.v[1];
+  }
+}
+
+template <typename S>
+__device__ void store_states(const SelectiveScanArgs& a, const Place<S>& at, float* states, bool pairs,
+                             const float (&h)[S::per_lane][2]) {
+#pragma unroll
+  for (int i = 0; i < S::per_lane; ++i) {
+    const int n = S::state(at.lane, i);
+    store_pair(states + n * a.d_inner + at.channel, {{h[i][0], h[i][1]}}, n < a.d_state ? at.owned : 0, pairs);
+  }
+}
+
+// A in units of log2, for exp2.
+template <typename S>
+__device__ void load_A(const SelectiveScanArgs& a, const Place<S>& at, bool pairs, float (&A)[S::per_lane][2]) {
+  load_states<S>(a, at, a.A, pairs, A);
+#pragma unroll
+  for (int i = 0; i < S::per_lane; ++i) {
+    A[i][0] *= kLog2e;
+    A[i][1] *= kLog2e;
+  }
+}
+
+__device__ inline void load_channels(const float* values, int64_t channel, int owned, float (&to)[2]) {
+  to[0] = values && owned > 0 ? values[channel] : 0.0f;
+  to[1] = values && owned > 1 ? values[channel + 1] : 0.0f;
+}
+
+// Lane l is left with the sum over the team's lanes of y[l], in y[0]. The order of additions does not depend on l, so
+// results do not depend on where in a tile a token lies.
+template <typename S, int kHalf = S::lanes / 2>
+__device__ void reduce_scatter(float (&y)[S::lanes][2], int lane) {
+  const bool upper = lane & kHalf;
+#pragma unroll
+  for (int i = 0; i < kHalf; ++i) {
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const float give = upper ? y[i][c] : y[i + kHalf][c];
+      const float keep = upper ? y[i + kHalf][c] : y[i][c];
+      y[i][c] = keep + __shfl_xor_sync(0xffffffff, give, kHalf * S::teams);
+    }
+  }
+  if constexpr (kHalf > 1) reduce_scatter<S, kHalf / 2>(y, lane);
+}
+
+// What each chunk adds to the state, walked from its end: the input of token t is weighted with exp(A sum of the
+// deltas after t). A chunk forgets: where all weights have become negligible the walk ends early, and the chunk's
+// decay, which is smaller still, is taken for the one reached.
+template <typename T, typename S>
+__global__ void __launch_bounds__(kThreads, S::resident)
+    chunk_ends_kernel(const __grid_constant__ SelectiveScanArgs a, const __grid_constant__ Chunks chunks, bool pairs,
+                      bool quads) {
+  constexpr float kNegligible = -64;  // log2; a sum keeps 24 bits
+  __shared__ alignas(16) float B_tiles[S::bc_buffers][kTile][S::states];
+  __shared__ float4 all_steps[kWarps][kTile][S::teams];
+  const Place<S> at(a, chunks);
+  if (at.begin >= at.end || at.last_chunk()) return;
+  float4(*steps)[S::teams] = all_steps[at.warp];
+
+  float A[S::per_lane][2], h[S::per_lane][2] = {}, sum[2] = {}, bias[2], slowest[2] = {-INFINITY, -INFINITY};
+  load_A<S>(a, at, pairs, A);
+  load_channels(a.delta_bias, at.channel, at.owned, bias);
+#pragma unroll
+  for (int i = 0; i < S::per_lane; ++i) {
+    for (int c = 0; c < 2; ++c) {
+      if (S::state(at.lane, i) < a.d_state && c < at.owned) slowest[c] = fmaxf(slowest[c], A[i][c]);
+    }
+  }
+  const auto forgotten = [&](int c) { return slowest[c] == -INFINITY || slowest[c] * sum[c] < kNegligible; };
+
+  Inputs<T, S> inputs;
+  BcLoader<T, S, 1> loader;
+  int64_t begin = at.begin + (at.end - at.begin - 1) / kTile * kTile;
+  inputs.load(a, at, begin, pairs);
+  loader.load(a, at, begin, quads);
+  for (int buffer = 0;; buffer = (buffer + 1) % S::bc_buffers, begin -= kTile) {
+    if constexpr (S::bc_buffers == 1) __syncthreads();
+    loader.store(B_tiles[buffer][0]);
+    if (__syncthreads_and(a.delta_softplus && forgotten(0) && forgotten(1))) break;
+    inputs.prepare(a, at, begin, bias, steps);
+    __syncwarp();
+    if (begin > at.begin) {
+      inputs.load(a, at, begin - kTile, pairs);
+      loader.load(a, at, begin - kTile, quads);
+    }
+#pragma unroll 4
+    for (int t = kTile - 1; t >= 0; --t) {
+      const float4 step = steps[t][at.team];
+#pragma unroll
+      for (int quad = 0; quad < S::per_lane; quad += 4) {
+        const float4 B4 = *reinterpret_cast<const float4*>(&B_tiles[buffer][t][S::state(at.lane, quad)]);
+        const float B[4] = {B4.x, B4.y, B4.z, B4.w};
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          float(&A_k)[2] = A[quad + k], (&h_k)[2] = h[quad + k];
+          h_k[0] = fmaf(exp2_fast(A_k[0] * sum[0]), step.y * B[k], h_k[0]);
+          h_k[1] = fmaf(exp2_fast(A_k[1] * sum[1]), step.w * B[k], h_k[1]);
+        }
+      }
+      sum[0] += step.x;
+      sum[1] += step.z;
+    }
+    if (begin == at.begin) break;
+    __syncwarp();
+  }
+
+  float* ends = chunks.ends + (at.segment * chunks.count + at.chunk) * a.d_state * a.d_inner;
+  if (at.chunk == 0) {
+    float before[S::per_lane][2];
+    load_states<S>(a, at, a.states + at.tokens.slot * a.slot_stride, pairs, before);
+    store_states<S>(a, at, ends, pairs, before);
+  }
+  store_states<S>(a, at, ends + a.d_state * a.d_inner, pairs, h);
+  if (at.lane == 0) {
+    float* sums = chunks.delta_sums + (at.segment * chunks.count + at.chunk) * a.d_inner + at.channel;
+    store_pair(sums, {{sum[0], sum[1]}}, at.owned, pairs);
+  }
+}
+
+template <typename T, typename S>
+__global__ void __launch_bounds__(kThreads, S::resident)
+    scan_kernel(const __grid_constant__ SelectiveScanArgs a, const __grid_constant__ Chunks chunks, bool pairs,
+                bool quads) {
+  __shared__ alignas(16) float bc_tiles[S::bc_buffers][kTile][2][S::states];
+  __shared__ float4 all_steps[kWarps][kTile][S::teams];
+  const Place<S> at(a, chunks);
+  if (at.begin >= at.end) return;
+  float4(*steps)[S::teams] = all_steps[at.warp];
+
+  float A[S::per_lane][2], h[S::per_lane][2], bias[2], D[2];
+  load_A<S>(a, at, pairs, A);
+  load_channels(a.delta_bias, at.channel, at.owned, bias);
+  load_channels(a.D, at.channel, at.owned, D);
+  float* state = a.states + at.tokens.slot * a.slot_stride;
+  if (at.chunk == 0 && at.last_chunk()) {
+    load_states<S>(a, at, state, pairs, h);
+  } else {
+    // The slot's state belongs to the block of the last chunk, which replaces it; others have a copy.
+    const float* ends = chunks.ends + at.segment * chunks.count * a.d_state * a.d_inner;
+    const float* sums = chunks.delta_sums + at.segment * chunks.count * a.d_inner + at.channel;
+    load_states<S>(a, at, ends, pairs, h);
+    for (int64_t i = 0; i < at.chunk; ++i) {
+      float added[S::per_lane][2];
+      ends += a.d_state * a.d_inner;
+      load_states<S>(a, at, ends, pairs, added);
+      const auto sum = load_pair(sums + i * a.d_inner, at.owned, pairs);
+#pragma unroll
+      for (int k = 0; k < S::per_lane; ++k) {
+        h[k][0] = fmaf(exp2_fast(A[k][0] * sum.v[0]), h[k][0], added[k][0]);
+        h[k][1] = fmaf(exp2_fast(A[k][1] * sum.v[1]), h[k][1], added[k][1]);
+      }
+    }
+  }
+
+  const T* z = static_cast<const T*>(a.z);
+  T* out = static_cast<T*>(a.out);
+  Inputs<T, S> next;
+  Vec<T, 2> next_z[S::rounds] = {};
+  BcLoader<T, S, 2> loader;
+  const auto load_tile = [&](int64_t begin) {
+    next.load(a, at, begin, pairs);
+    if (z) {
+#pragma unroll
+      for (int r = 0; r < S::rounds; ++r) {
+        const int64_t token = begin + r * S::lanes + at.lane;
+        next_z[r] = load_pair(z + (at.tokens.row + token) * a.ld_z + at.channel, token < at.end ? at.owned : 0, pairs);
+      }
+    }
+    loader.load(a, at, begin, quads);
+  };
+  load_tile(at.begin);
+  int buffer = 0;
+  for (int64_t begin = at.begin; begin < at.end; begin += kTile, buffer = (buffer + 1) % S::bc_buffers) {
+    if constexpr (S::bc_buffers == 1) __syncthreads();
+    loader.store(bc_tiles[buffer][0][0]);
+    next.prepare(a, at, begin, bias, steps);
+    Vec<T, 2> u[S::rounds], gate[S::rounds];
+#pragma unroll
+    for (int r = 0; r < S::rounds; ++r) {
+      u[r] = next.u[r];
+      gate[r] = next_z[r];
+    }
+    __syncthreads();
+    load_tile(begin + kTile);
+
+#pragma unroll
+    for (int r = 0; r < S::rounds; ++r) {
+      float y[S::lanes][2] = {};
+#pragma unroll
+      for (int i = 0; i < S::lanes; ++i) {
+        const int t = r * S::lanes + i;
+        const float4 step = steps[t][at.team];
+#pragma unroll
+        for (int quad = 0; quad < S::per_lane; quad += 4) {
+          const int n = S::state(at.lane, quad);
+          const float4 B4 = *reinterpret_cast<const float4*>(&bc_tiles[buffer][t][0][n]);
+          const float4 C4 = *reinterpret_cast<const float4*>(&bc_tiles[buffer][t][1][n]);
+          const float B[4] = {B4.x, B4.y, B4.z, B4.w}, C[4] = {C4.x, C4.y, C4.z, C4.w};
+#pragma unroll
+          for (int k = 0; k < 4; ++k) {
+            float(&A_k)[2] = A[quad + k], (&h_k)[2] = h[quad + k];
+            h_k[0] = fmaf(exp2_fast(step.x * A_k[0]), h_k[0], step.y * B[k]);
+            h_k[1] = fmaf(exp2_fast(step.z * A_k[1]), h_k[1], step.w * B[k]);
+            y[i][0] = fmaf(C[k], h_k[0], y[i][0]);
+            y[i][1] = fmaf(C[k], h_k[1], y[i][1]);
+          }
+        }
+      }
+      reduce_scatter<S>(y, at.lane);
+      const int64_t token = begin + r * S::lanes + at.lane;
+      Vec<T, 2> v;
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        y[0][c] = fmaf(D[c], to_float(u[r].v[c]), y[0][c]);
+        if (z) y[0][c] *= silu(to_float(gate[r].v[c]));
+        v.v[c] = from_float<T>(y[0][c]);
+      }
+      if (token < at.end) store_pair(out + (at.tokens.row + token) * a.ld_out + at.channel, v, at.owned, pairs);
+    }
+    __syncwarp();  // steps are read before they are overwritten
+  }
+  if (at.last_chunk()) store_states<S>(a, at, state, pairs, h);
+}
+
+// Decode: one token of each segment; a thread is one channel with its states.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    step_kernel(const __grid_constant__ SelectiveScanArgs a, unsigned row_blocks, bool quads) {
+  constexpr int kStates = 16;  // at a time
+  const int64_t e = static_cast<int64_t>(blockIdx.x % row_blocks) * kThreads + threadIdx.x;
+  if (e >= a.d_inner) return;
+  const Segment segment = a.segments.items[blockIdx.x / row_blocks];
+  const int64_t bc = segment.row * a.ld_bc + e / (a.d_inner / a.n_groups) * a.d_state;
+  const T* B = static_cast<const T*>(a.B) + bc;
+  const T* C = static_cast<const T*>(a.C) + bc;
+  float* h = a.states + segment.slot * a.slot_stride + e;
+  const float* A = a.A + e;
+  const float u = to_float(static_cast<const T*>(a.u)[segment.row * a.ld_u + e]);
+  const float gate = a.z ? to_float(static_cast<const T*>(a.z)[segment.row * a.ld_z + e]) : 0.0f;
+  float delta = to_float(static_cast<const T*>(a.delta)[segment.row * a.ld_delta + e]);
+  if (a.delta_bias) delta += a.delta_bias[e];
+  if (a.delta_softplus) delta = softplus(delta);
+  float y = a.D ? a.D[e] * u : 0.0f;
+  int64_t n = 0;
+  for (; quads && n + kStates <= a.d_state; n += kStates) {
+    float hs[kStates], As[kStates], Bs[kStates], Cs[kStates];
+#pragma unroll
+    for (int i = 0; i < kStates; ++i) hs[i] = h[(n + i) * a.d_inner];
+#pragma unroll
+    for (int i = 0; i < kStates; ++i) As[i] = A[(n + i) * a.d_inner];
+#pragma unroll
+    for (int i = 0; i < kStates; i += 4) {
+      load_floats(B + n + i, *reinterpret_cast<float(*)[4]>(&Bs[i]));
+      load_floats(C + n + i, *reinterpret_cast<float(*)[4]>(&Cs[i]));
+    }
+#pragma unroll
+    for (int i = 0; i < kStates; ++i) {
+      hs[i] = fmaf(exp2_fast(delta * (As[i] * kLog2e)), hs[i], delta * u * Bs[i]);
+      y = fmaf(Cs[i], hs[i], y);
+      h[(n + i) * a.d_inner] = hs[i];
+    }
+  }
+  for (; n < a.d_state; ++n) {
+    float& h_n = h[n * a.d_inner];
+    h_n = fmaf(exp2_fast(delta * (A[n * a.d_inner] * kLog2e)), h_n, delta * u * to_float(B[n]));
+    y = fmaf(to_float(C[n]), h_n, y);
+  }
+  if (a.z) y *= silu(gate);
+  static_cast<T*>(a.out)[segment.row * a.ld_out + e] = from_float<T>(y);
+}
+
+// Chunks cost nearly twice the exponentials: worth it while one walk leaves most of the GPU idle.
+Chunks plan_chunks(int64_t d_inner, int64_t d_state, const Segments& segments) {
+  constexpr int64_t kEnoughBlocks = 200, kTargetBlocks = 1280, kShortest = 128;
+  Chunks chunks = {1, segments.longest, nullptr, nullptr};
+  with_shape(d_state, [&]<typename S>(S) {
+    const int64_t blocks = segments.count * ceil_div(d_inner, S::channels);
+    if (blocks >= kEnoughBlocks) return;
+    const int64_t most = std::max<int64_t>(1, std::min(kTargetBlocks / blocks, segments.longest / kShortest));
+    chunks.tokens = ceil_div(ceil_div(segments.longest, most), kTile) * kTile;
+    chunks.count = ceil_div(segments.longest, chunks.tokens);
+  });
+  return chunks;
+}
+
+}  // namespace
+
+int64_t selective_scan_workspace(int64_t d_inner, int64_t d_state, const Segments& segments) {
+  const Chunks chunks = plan_chunks(d_inner, d_state, segments);
+  return chunks.count == 1 ? 0 : segments.count * chunks.count * (d_state + 1) * d_inner * 4;
+}
+
+void selective_scan(const SelectiveScanArgs& a, cudaStream_t stream) {
+  const bool pairs = has_pairs(a), quads = has_quads(a);
+  if (a.segments.longest == 1) {
+    const unsigned row_blocks = static_cast<unsigned>(ceil_div(a.d_inner, kThreads));
+    const unsigned blocks = row_blocks * static_cast<unsigned>(a.segments.count);
+    with_element_type(a.dtype, [&]<typename T>(T) { step_kernel<T><<<blocks, kThreads, 0, stream>>>(a, row_blocks, quads); });
+    return check_launch("selective_scan");
+  }
+  Chunks chunks = plan_chunks(a.d_inner, a.d_state, a.segments);
+  chunks.ends = static_cast<float*>(a.workspace.data);
+  chunks.delta_sums = chunks.ends + a.segments.count * chunks.count * a.d_state * a.d_inner;
+  with_element_type(a.dtype, [&]<typename T>(T) {
+    with_shape(a.d_state, [&]<typename S>(S) {
+      const int64_t row_blocks = a.n_groups * ceil_div(a.d_inner / a.n_groups, S::channels);
+      const unsigned blocks = static_cast<unsigned>(row_blocks * chunks.count * a.segments.count);
+      if (chunks.count > 1) chunk_ends_kernel<T, S><<<blocks, kThreads, 0, stream>>>(a, chunks, pairs, quads);
+      scan_kernel<T, S><<<blocks, kThreads, 0, stream>>>(a, chunks, pairs, quads);
+    });
+  });
+  check_launch("selective_scan");
+}
+
+}  // namespace m4j::cuda
