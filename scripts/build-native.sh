@@ -3,23 +3,37 @@
 #
 #   build-native.sh            the library alone
 #   build-native.sh --tests    the tests too (ctest --test-dir build/native runs them)
+#   build-native.sh --cuda     its GPU part too, libmamba4j_cuda.so beside it, and with --tests the tests and benchmarks
+#                              that scripts/gpu-check.sh runs; needs nvcc
 #
 # MAMBA4J_PRESET picks another preset of native/CMakePresets.json: debug, asan, tsan (build/native-<preset>).
+# MAMBA4J_CUDA_ARCHITECTURES limits the GPU part to some architectures, such as 90a-real; each takes minutes.
 set -eu
 cd "$(dirname "$0")/../native"
 
 preset=${MAMBA4J_PRESET:-release}
-case ${1:-} in
-  "") tests=OFF target=mamba4j ;;
-  --tests) tests=ON target=all ;;
-  *) echo "build-native.sh: unknown option '$1' (only --tests)" >&2; exit 2 ;;
-esac
+tests=OFF cuda=OFF targets=mamba4j
+for option in "$@"; do
+  case $option in
+    --tests) tests=ON ;;
+    --cuda) cuda=ON ;;
+    *) echo "build-native.sh: unknown option '$option' (only --tests, --cuda)" >&2; exit 2 ;;
+  esac
+done
+[ $cuda = OFF ] || targets="mamba4j mamba4j_cuda"
+[ $tests = OFF ] || targets=all
 
 case $preset in
   release) dir=../build/native ;;
   *) dir=../build/native-$preset ;;
 esac
-if [ ! -f "$dir/build.ninja" ] || { [ $tests = ON ] && ! grep -q '^M4J_BUILD_TESTS:BOOL=ON' "$dir/CMakeCache.txt"; }; then
-  cmake --preset "$preset" -DM4J_BUILD_TESTS=$tests
+# is NAME VALUE: the cache of the last configuration says so.
+is() { grep -q "^$1:[A-Z]*=$2\$" "$dir/CMakeCache.txt"; }
+if [ ! -f "$dir/build.ninja" ] || { [ $tests = ON ] && ! is M4J_BUILD_TESTS ON; } ||
+  { [ $cuda = ON ] && { ! is M4J_CUDA ON ||
+    { [ -n "${MAMBA4J_CUDA_ARCHITECTURES:-}" ] && ! is M4J_CUDA_ARCHITECTURES "$MAMBA4J_CUDA_ARCHITECTURES"; }; }; }; then
+  cmake --preset "$preset" -DM4J_BUILD_TESTS=$tests -DM4J_CUDA=$cuda \
+    ${MAMBA4J_CUDA_ARCHITECTURES:+-DM4J_CUDA_ARCHITECTURES="$MAMBA4J_CUDA_ARCHITECTURES"}
 fi
-cmake --build "$dir" --target "$target" -j "$(nproc)"
+# shellcheck disable=SC2086 # two words are two targets
+cmake --build "$dir" --target $targets -j "$(nproc)"

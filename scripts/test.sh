@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Sets up, builds and runs every test: scripts, native (plain and under sanitizers), Java, fuzzers.
+# Sets up, builds and runs every test: scripts, native (plain and under sanitizers), Java, fuzzers. Where nvcc is, the
+# GPU part is compiled too.
 #
 #   scripts/test.sh          everything but the thread sanitizer
 #   scripts/test.sh --tsan   the thread sanitizer too
@@ -40,6 +41,11 @@ step "Tools" require_tools test
 step "JDK" require_jdk
 step "Scripts" script_tests
 step "Native" native_tests release native
+# The GPU part is compiled and linked for one architecture; scripts/gpu-check.sh tests it where there is a GPU.
+if has_command nvcc; then
+  step "GPU" env MAMBA4J_CUDA_ARCHITECTURES="${MAMBA4J_CUDA_ARCHITECTURES:-90a-real}" \
+    "$ROOT/scripts/build-native.sh" --tests --cuda
+fi
 step "Instructions of a decode step" "$ROOT/tests/scripts/instructions-test.sh" "$ROOT/build/native/bin/decode_step"
 step "Native, address and undefined behaviour sanitizers" native_tests asan native-asan
 if $tsan; then step "Native, thread sanitizer" native_tests tsan native-tsan; fi

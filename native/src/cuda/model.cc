@@ -144,7 +144,64 @@ Model::Model(Engine& engine_, const m4j::Model& host)
   check(cudaMemsetAsync(memory_.data(), 0, static_cast<std::size_t>(memory_.bytes()), engine.stream), "cudaMemset");
   Uploader upload(engine, dtype, memory_.data(), staging.data());
   walk(upload);
+
+  std::vector<DecodeLayer> decode;
+  bool plain = true;  // all matrices in one dtype
+  for (const Layer& l : layers) {
+    for (const DeviceMatrix& m : {l.in_proj, l.x_proj, l.dt_proj, l.out_proj, lm_head}) {
+      plain &= m.rows == 0 || m.dtype == dtype;
+    }
+    decode.push_back({l.norm, l.in_proj.data, l.in_proj_bias, l.conv_weight, l.conv_bias, l.x_proj.data, l.dt_proj.data,
+                      l.dt_bias, l.A, l.D, l.mixer_norm, l.out_proj.data, l.out_proj_bias});
+  }
+  if (plain) {
+    const auto bytes = static_cast<int64_t>(decode.size() * sizeof(DecodeLayer));
+    decode_layers_ = DeviceBuffer(bytes, "weights", &engine.bytes);
+    check(cudaMemcpyAsync(decode_layers_.data(), decode.data(), static_cast<std::size_t>(bytes), cudaMemcpyHostToDevice,
+                          engine.stream),
+          "upload of weights");
+  }
   engine.wait();
+}
+
+bool Model::decode_step_args(int64_t tokens, DecodeStepArgs* args) const {
+  if (decode_layers_.data() == nullptr || tokens > kMaxDecodeTokens) return false;
+  const Config& c = config;
+  const auto i = [](int64_t n) { return static_cast<int>(n); };
+  *args = {.dtype = dtype,
+           .mamba2 = c.is_mamba2(),
+           .falcon = c.family == M4J_FALCON_MAMBA,
+           .layers = reinterpret_cast<const DecodeLayer*>(decode_layers_.data()),
+           .n_layer = i(c.n_layer),
+           .vocab_size = i(c.vocab_size),
+           .d_model = i(c.d_model),
+           .d_inner = i(c.d_inner),
+           .d_state = i(c.d_state),
+           .d_conv = i(c.d_conv),
+           .dt_rank = i(c.dt_rank),
+           .dt_rank_padded = i(padded(c.dt_rank)),
+           .n_heads = i(c.n_heads),
+           .headdim = i(c.headdim),
+           .n_groups = i(c.n_groups),
+           .in_proj_rows = i(proj_ld()),
+           .norm_eps = c.norm_eps,
+           .mixer_norm_eps = c.mixer_norm_eps,
+           .dt_min = c.dt_min,
+           .dt_max = c.dt_max,
+           .embedding = embedding.data,
+           .norm_f = norm_f,
+           .lm_head = lm_head.data,
+           .ids = nullptr,
+           .segments = nullptr,
+           .tokens = i(tokens),
+           .states = nullptr,
+           .slot_stride = 0,
+           .conv_state = c.conv_state(),
+           .layer_conv_state = c.layer_conv_state(),
+           .layer_ssm_state = c.layer_ssm_state(),
+           .logits = nullptr,
+           .workspace = nullptr};
+  return decode_step_fits(*args);
 }
 
 }  // namespace m4j::cuda

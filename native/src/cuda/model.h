@@ -7,6 +7,7 @@
 #include "cuda/engine.h"
 #include "cuda/memory.h"
 #include "model/model.h"
+#include "ops/cuda/decode_step.h"
 #include "ops/cuda/linear.h"
 
 namespace m4j::cuda {
@@ -49,11 +50,14 @@ class Model {
                               : 2 * config.d_inner;
   }
   int64_t dbc_ld() const { return padded(config.dt_rank) + 2 * config.d_state; }
+  // For a step of `tokens` sequences with ids and segments still to be set; false if the kernel does not take this model.
+  bool decode_step_args(int64_t tokens, DecodeStepArgs* args) const;
   // A slot holds the state as one of the CPU does: conv windows, then SSM states.
   int64_t slot_floats() const { return config.conv_state() + config.ssm_state(); }
 
  private:
   DeviceBuffer memory_;
+  DeviceBuffer decode_layers_;  // DecodeLayer [n_layer]; empty for quantised weights
 };
 
 }  // namespace m4j::cuda

@@ -167,7 +167,11 @@ TEST_F(CudaEngine, OutOfMemoryLeavesTheModelUsable) {
   const StatesPtr states = make_states(model);
   const m4j_slot slot = take(states);
   const auto before = advance(states, {slot}, {{1, 2, 3}}, tiny.config.vocab_size)[0];
-  std::vector<void*> ballast;  // all but little of the card's memory
+  struct Ballast : std::vector<void*> {  // all but little of the card's memory
+    ~Ballast() {
+      for (void* p : *this) cudaFree(p);
+    }
+  } ballast;
   for (std::size_t size = std::size_t{1} << 34; size >= std::size_t{1} << 20;) {
     void* p = nullptr;
     if (cudaMalloc(&p, size) == cudaSuccess) {
@@ -185,7 +189,6 @@ TEST_F(CudaEngine, OutOfMemoryLeavesTheModelUsable) {
   expect_error(status, M4J_ERR_OUT_OF_MEMORY, {"GPU memory", "states"});
   ASSERT_EQ(m4j_slot_reset(states.get(), slot, &err), M4J_OK) << err.message;
   EXPECT_EQ(advance(states, {slot}, {{1, 2, 3}}, tiny.config.vocab_size)[0], before);
-  for (void* p : ballast) cudaFree(p);
 }
 
 }  // namespace

@@ -1,0 +1,59 @@
+// One token for each of a few sequences through a whole model in one kernel: embedding, all layers, final norm, head.
+//
+// Run one by one, the some hundred kernels of a step wait for each other longer than they compute. Here one block a
+// multiprocessor stays resident and walks through the phases of all layers; blocks meet at a barrier between two of
+// them, and fetch the weights of the next phase into the second-level cache before they wait.
+#pragma once
+
+#include "ops/cuda/cuda_ops.h"
+
+namespace m4j::cuda {
+
+// Weights as in cuda/model.h, matrices contiguous in the model's dtype.
+struct DecodeLayer {
+  const float* norm;
+  const void* in_proj;
+  const float* in_proj_bias;
+  const float* conv_weight;
+  const float* conv_bias;
+  const void* x_proj;
+  const void* dt_proj;
+  const float* dt_bias;
+  const float* A;
+  const float* D;
+  const float* mixer_norm;
+  const void* out_proj;
+  const float* out_proj_bias;
+};
+
+struct DecodeStepArgs {
+  DType dtype;  // of all matrices
+  bool mamba2, falcon;
+  const DecodeLayer* layers;  // [n_layer], in device memory
+  int n_layer, vocab_size, d_model, d_inner, d_state, d_conv;
+  int dt_rank;                     // Mamba-1; x_proj has dt_rank_padded + 2N rows, dt_proj dt_rank_padded columns
+  int dt_rank_padded;
+  int n_heads, headdim, n_groups;  // Mamba-2
+  int in_proj_rows;
+  float norm_eps, mixer_norm_eps, dt_min, dt_max;
+  const void* embedding;  // [V, D]
+  const float* norm_f;
+  const void* lm_head;  // [V, D]
+
+  const int32_t* ids;       // [T]
+  const Segment* segments;  // [T], of one token each
+  int tokens;               // 1 ... kMaxDecodeTokens
+  float* states;            // of slot 0: conv windows of all layers, then SSM states of all layers
+  int64_t slot_stride, conv_state, layer_conv_state, layer_ssm_state;  // floats
+  float* logits;            // [T, V], or null: states only
+  void* workspace;          // decode_step_workspace bytes
+};
+
+constexpr int kMaxDecodeTokens = 4;
+
+// Whether the kernel takes a model of these sizes on the current device.
+bool decode_step_fits(const DecodeStepArgs&);
+int64_t decode_step_workspace(const DecodeStepArgs&);
+void decode_step(const DecodeStepArgs&, cudaStream_t stream);
+
+}  // namespace m4j::cuda
