@@ -1,0 +1,281 @@
+// ssd_chunk against the recurrence of the reference, on ragged batches.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "device_array.h"
+#include "ops/cuda/cuda_ops.h"
+#include "support/op_test.h"
+
+namespace m4j::cuda::test {
+namespace {
+
+using m4j::test::Outputs;
+using m4j::test::Random;
+
+constexpr DType kDTypes[] = {DType::kF32, DType::kF16, DType::kBF16};
+constexpr int64_t kSpareSlots = 2;
+
+double tolerance(DType dtype) { return dtype == DType::kF32 ? 1e-5 : 1e-2; }
+
+struct Shape {
+  int64_t heads, headdim, d_state, n_groups;
+};
+
+struct Options {
+  bool D = true, dt_bias = true, softplus = true;
+  int64_t gap = 0;  // of ld over the row
+};
+
+// A batch of sequences; sequence i has lengths[i] tokens and continues slot slots[i].
+struct Problem {
+  DType dtype;
+  Shape shape;
+  std::vector<int64_t> lengths, slots;
+  Options options;
+  std::vector<float> x;           // [T, H, P]
+  std::vector<float> dt;          // [T, H]
+  std::vector<float> A;           // [H]
+  std::vector<float> B, C;        // [T, G, N]
+  std::vector<float> D, dt_bias;  // optional [H]
+  std::vector<float> states;      // [S, H, P, N]
+  float dt_min = 0, dt_max = std::numeric_limits<float>::infinity();
+
+  static Problem random(Random& random, DType dtype, const Shape& s, const std::vector<int64_t>& lengths,
+                        const Options& options = {}) {
+    const int64_t tokens = std::accumulate(lengths.begin(), lengths.end(), int64_t{0}), bc = tokens * s.n_groups * s.d_state;
+    std::vector<int64_t> slots;  // every other one, the last sequence first
+    for (size_t i = 0; i < lengths.size(); ++i) slots.push_back(static_cast<int64_t>(lengths.size() - 1 - i) * 2 % 7 + 7 * (i / 7));
+    const int64_t slot_count = *std::max_element(slots.begin(), slots.end()) + 1 + kSpareSlots;
+    return {dtype, s, lengths, slots, options, rounded(random.normal(tokens * s.heads * s.headdim), dtype),
+            rounded(options.softplus ? random.normal(tokens * s.heads) : random.uniform(tokens * s.heads, 0.001f, 1), dtype),
+            random.uniform(s.heads, -4, -0.01f), rounded(random.normal(bc), dtype), rounded(random.normal(bc), dtype),
+            random.normal(s.heads, 1, options.D), random.uniform(s.heads, -3, 1, options.dt_bias),
+            random.normal(slot_count * s.heads * s.headdim * s.d_state)};
+  }
+
+  int64_t tokens() const { return std::accumulate(lengths.begin(), lengths.end(), int64_t{0}); }
+  int64_t x_cols() const { return shape.heads * shape.headdim; }
+  int64_t bc_cols() const { return shape.n_groups * shape.d_state; }
+  int64_t state_size() const { return x_cols() * shape.d_state; }
+  int64_t slot_count() const { return static_cast<int64_t>(states.size()) / state_size(); }
+
+  Outputs run() const {
+    const int64_t gap = options.gap;
+    const DeviceArray x_memory(dtype, x, x_cols(), x_cols() + gap), dt_memory(dtype, dt, shape.heads, shape.heads + gap);
+    const DeviceArray B_memory(dtype, B, bc_cols(), bc_cols() + gap), C_memory(dtype, C, bc_cols(), bc_cols() + gap);
+    const DeviceArray A_memory(DType::kF32, A, shape.heads);
+    const DeviceArray D_memory(DType::kF32, D, shape.heads), bias_memory(DType::kF32, dt_bias, shape.heads);
+    const DeviceArray states_memory(DType::kF32, states, state_size(), state_size() + gap);
+    const DeviceArray out(dtype, tokens(), x_cols(), x_cols() + gap);
+    std::vector<Segment> items;
+    int64_t row = 0;
+    for (size_t i = 0; i < lengths.size(); ++i) {
+      items.push_back({row, lengths[i], slots[i]});
+      row += lengths[i];
+    }
+    const auto count = static_cast<int64_t>(items.size());
+    const DeviceArray items_memory(DType::kF32, 1, count * static_cast<int64_t>(sizeof(Segment) / 4));
+    must(cudaMemcpy(items_memory.data(), items.data(), items.size() * sizeof(Segment), cudaMemcpyHostToDevice));
+    const Segments segments = {static_cast<const Segment*>(items_memory.data()), count, tokens(),
+                               *std::max_element(lengths.begin(), lengths.end())};
+    const int64_t bytes = ssd_chunk_workspace(shape.heads, shape.headdim, shape.d_state, shape.n_groups, segments);
+    const DeviceArray workspace(DType::kF32, 1, (bytes + 3) / 4);
+    ssd_chunk({dtype, x_memory.data(), x_memory.ld(), dt_memory.data(), dt_memory.ld(), A_memory.floats(), B_memory.data(),
+               C_memory.data(), B_memory.ld(), D.empty() ? nullptr : D_memory.floats(),
+               dt_bias.empty() ? nullptr : bias_memory.floats(), options.softplus, dt_min, dt_max, segments, shape.heads,
+               shape.headdim, shape.d_state, shape.n_groups, states_memory.floats(), states_memory.ld(), out.data(),
+               out.ld(), {workspace.data(), bytes}},
+              nullptr);
+    must(cudaDeviceSynchronize());
+    workspace.read();  // checks its guards
+    return {out.read(), states_memory.read()};
+  }
+
+  Outputs expected() const {
+    Outputs result = {std::vector<float>(x.size()), states};
+    int64_t row = 0;
+    for (size_t i = 0; i < lengths.size(); row += lengths[i++]) {
+      const m4j::SsdArgs args = {x.data() + row * x_cols(), x_cols(), dt.data() + row * shape.heads, shape.heads, A.data(),
+                                 B.data() + row * bc_cols(), C.data() + row * bc_cols(), bc_cols(),
+                                 D.empty() ? nullptr : D.data(), dt_bias.empty() ? nullptr : dt_bias.data(),
+                                 options.softplus, dt_min, dt_max, lengths[i], shape.heads, shape.headdim, shape.d_state,
+                                 shape.n_groups, 0, result.state.data() + slots[i] * state_size(),
+                                 result.out.data() + row * x_cols(), x_cols()};
+      reference_ops().ssd_step(args, {0, 1, nullptr, 0});
+    }
+    return result;
+  }
+
+  // Tokens [begin, end) of each sequence, or of the shorter ones what there is of them.
+  Problem part(int64_t begin, int64_t end, const std::vector<float>& states_before) const {
+    Problem p = *this;
+    p.lengths.clear();
+    p.slots.clear();
+    for (auto* v : {&p.x, &p.dt, &p.B, &p.C}) v->clear();
+    int64_t row = 0;
+    for (size_t i = 0; i < lengths.size(); row += lengths[i++]) {
+      const int64_t from = std::min(begin, lengths[i]), to = std::min(end, lengths[i]);
+      if (from == to) continue;
+      p.lengths.push_back(to - from);
+      p.slots.push_back(slots[i]);
+      m4j::test::append(p.x, m4j::test::slice_rows(x, x_cols(), row + from, row + to));
+      m4j::test::append(p.dt, m4j::test::slice_rows(dt, shape.heads, row + from, row + to));
+      m4j::test::append(p.B, m4j::test::slice_rows(B, bc_cols(), row + from, row + to));
+      m4j::test::append(p.C, m4j::test::slice_rows(C, bc_cols(), row + from, row + to));
+    }
+    p.states = states_before;
+    return p;
+  }
+
+  std::string text() const {
+    std::string s = "dtype " + std::to_string(static_cast<int>(dtype)) + ", H " + std::to_string(shape.heads) + ", P " +
+                    std::to_string(shape.headdim) + ", N " + std::to_string(shape.d_state) + ", G " +
+                    std::to_string(shape.n_groups) + ", lengths";
+    for (int64_t n : lengths) s += " " + std::to_string(n);
+    return s;
+  }
+};
+
+class CudaSsdChunk : public ::testing::Test {
+ protected:
+  void expect_reference(const Problem& problem) {
+    SCOPED_TRACE(problem.text());
+    const Outputs outputs = problem.run(), expected = problem.expected();
+    m4j::test::expect_close(outputs, expected, tolerance(problem.dtype));
+    // Slots of no sequence keep their bits.
+    for (int64_t slot = 0; slot < problem.slot_count(); ++slot) {
+      if (std::count(problem.slots.begin(), problem.slots.end(), slot) != 0) continue;
+      m4j::test::expect_same_bits(m4j::test::slice_rows(outputs.state, problem.state_size(), slot, slot + 1),
+                                  m4j::test::slice_rows(problem.states, problem.state_size(), slot, slot + 1));
+    }
+    m4j::test::expect_same_bits(problem.run(), outputs);
+  }
+
+  Random random{m4j::test::run_seed()};
+};
+
+TEST_F(CudaSsdChunk, MatchesTheReference) {
+  for (DType dtype : kDTypes) {
+    for (const Shape& shape : {Shape{1, 1, 1, 1}, Shape{3, 5, 7, 1}, Shape{4, 64, 128, 1}, Shape{5, 64, 128, 1},
+                               Shape{6, 64, 64, 2}, Shape{3, 64, 16, 3}, Shape{2, 128, 32, 1}, Shape{2, 32, 256, 1},
+                               Shape{3, 72, 200, 1}, Shape{2, 67, 129, 2}, Shape{2, 24, 40, 1}}) {
+      for (int64_t gap : {0, 8, 3}) {
+        expect_reference(Problem::random(random, dtype, shape, {1, 64, 65, 17, 130, 2, 63}, {.gap = gap}));
+        if (HasFailure()) return;
+      }
+    }
+  }
+}
+
+TEST_F(CudaSsdChunk, LongSequencesInParts) {
+  for (DType dtype : kDTypes) {
+    expect_reference(Problem::random(random, dtype, {3, 64, 128, 1}, {1700}));
+    expect_reference(Problem::random(random, dtype, {2, 64, 64, 1}, {5, 700, 128, 129, 1, 1025}));
+    expect_reference(Problem::random(random, dtype, {2, 64, 256, 2}, {640, 127, 511}));
+    expect_reference(Problem::random(random, dtype, {1, 13, 33, 1}, {911, 300}));
+  }
+}
+
+TEST_F(CudaSsdChunk, EveryCombinationOfOptions) {
+  for (DType dtype : kDTypes) {
+    for (int bits = 0; bits < 8; ++bits) {
+      expect_reference(Problem::random(random, dtype, {3, 64, 64, 1}, {70, 300},
+                                       {.D = (bits & 1) != 0, .dt_bias = (bits & 2) != 0, .softplus = (bits & 4) != 0}));
+    }
+  }
+}
+
+TEST_F(CudaSsdChunk, TimeStepLimits) {
+  struct Limits {
+    float low, high;
+  };
+  for (DType dtype : kDTypes) {
+    for (const Limits& limits : {Limits{0.1f, 0.2f}, Limits{0, 0.05f}, Limits{0.3f, 0.3f}, Limits{0, 0}}) {
+      Problem problem = Problem::random(random, dtype, {2, 64, 128, 1}, {100, 40});
+      problem.dt_min = limits.low;
+      problem.dt_max = limits.high;
+      expect_reference(problem);
+    }
+  }
+}
+
+// From decays that vanish within a token, whose sums over a chunk are large, to almost none.
+TEST_F(CudaSsdChunk, ExtremeDecays) {
+  for (DType dtype : kDTypes) {
+    for (float a : {-1e6f, -1e3f, -30.0f, -1.0f, -1e-6f, 0.0f}) {
+      Problem problem = Problem::random(random, dtype, {2, 64, 64, 1}, {300, 1, 90});
+      problem.A.assign(problem.A.size(), a);
+      expect_reference(problem);
+    }
+  }
+}
+
+// Parts that begin and end anywhere in a chunk move results by rounding only.
+TEST_F(CudaSsdChunk, PartsEqualTheWhole) {
+  for (DType dtype : kDTypes) {
+    const Problem problem = Problem::random(random, dtype, {3, 64, 128, 1}, {300, 77, 1, 650});
+    const Outputs whole = problem.run();
+    for (int64_t length : {1, 63, 64, 65, 200, 649}) {
+      SCOPED_TRACE("parts of " + std::to_string(length) + ", " + problem.text());
+      std::vector<float> states = problem.states, out(problem.x.size());
+      for (int64_t begin = 0; begin < 650; begin += length) {
+        const Problem part = problem.part(begin, begin + length, states);
+        const Outputs outputs = part.run();
+        states = outputs.state;
+        int64_t row = 0, part_row = 0;
+        for (int64_t n : problem.lengths) {
+          const int64_t from = std::min(begin, n), to = std::min(begin + length, n);
+          std::copy_n(outputs.out.begin() + part_row * problem.x_cols(), (to - from) * problem.x_cols(),
+                      out.begin() + (row + from) * problem.x_cols());
+          part_row += to - from;
+          row += n;
+        }
+      }
+      m4j::test::expect_close(Outputs{out, states}, whole, tolerance(dtype));
+    }
+  }
+}
+
+// Rows so far apart that offsets pass 2^31 elements and 2^32 bytes.
+TEST_F(CudaSsdChunk, OffsetsBeyond32Bits) {
+  const Problem problem = Problem::random(random, DType::kBF16, {2, 64, 128, 1}, {300, 299});
+  const int64_t ld = 4'000'000, tokens = problem.tokens();
+  ASSERT_GT(ld * tokens, int64_t{1} << 31);
+  struct Rows {
+    Rows(int64_t bytes) { must(cudaMalloc(&data, static_cast<size_t>(bytes))); }
+    ~Rows() { cudaFree(data); }
+    void* data = nullptr;
+  };
+  const Rows x(2 * ld * tokens), bc(2 * ld * tokens), out(2 * ld * tokens);
+  const auto spread = [&](void* to, const std::vector<float>& values, int64_t cols) {
+    const DeviceArray compact(DType::kBF16, values, cols);
+    must(cudaMemcpy2D(to, 2 * ld, compact.data(), 2 * cols, 2 * cols, tokens, cudaMemcpyDeviceToDevice));
+  };
+  auto* B = static_cast<char*>(bc.data);
+  auto* C = B + 2 * problem.bc_cols();
+  spread(x.data, problem.x, problem.x_cols());
+  spread(B, problem.B, problem.bc_cols());
+  spread(C, problem.C, problem.bc_cols());
+  const DeviceArray dt(DType::kBF16, problem.dt, 2), A(DType::kF32, problem.A, 2), D(DType::kF32, problem.D, 2),
+      bias(DType::kF32, problem.dt_bias, 2);
+  const DeviceArray states(DType::kF32, problem.states, problem.state_size());
+  const Segment items[] = {{0, 300, problem.slots[0]}, {300, 299, problem.slots[1]}};
+  const DeviceArray items_memory(DType::kF32, 1, sizeof(items) / 4);
+  must(cudaMemcpy(items_memory.data(), items, sizeof(items), cudaMemcpyHostToDevice));
+  const Segments segments = {static_cast<const Segment*>(items_memory.data()), 2, tokens, 300};
+  const int64_t bytes = ssd_chunk_workspace(2, 64, 128, 1, segments);
+  const DeviceArray workspace(DType::kF32, 1, (bytes + 3) / 4);
+  ssd_chunk({DType::kBF16, x.data, ld, dt.data(), 2, A.floats(), B, C, ld, D.floats(), bias.floats(), true, 0,
+             problem.dt_max, segments, 2, 64, 128, 1, states.floats(), problem.state_size(), out.data, ld,
+             {workspace.data(), bytes}},
+            nullptr);
+  const DeviceArray compact(DType::kBF16, tokens, problem.x_cols());
+  must(cudaMemcpy2D(compact.data(), 2 * problem.x_cols(), out.data, 2 * ld, 2 * problem.x_cols(), tokens,
+                    cudaMemcpyDeviceToDevice));
+  m4j::test::expect_close(Outputs{compact.read(), states.read()}, problem.expected(), 1e-2);
+}
+
+}  // namespace
+}  // namespace m4j::cuda::test
