@@ -241,7 +241,8 @@ void RandomModel::reset(m4j_slot slot) {
   check(m4j_slot_reset(states_, slot, &err), err);
 }
 
-const float* RandomModel::advance(const std::vector<m4j_slot>& slots, const std::vector<int32_t>& tokens) {
+const float* RandomModel::advance(const std::vector<m4j_slot>& slots, const std::vector<int32_t>& tokens,
+                                  int32_t logits_mode) {
   const int64_t n = static_cast<int64_t>(slots.size()), each = static_cast<int64_t>(tokens.size()) / n;
   offsets_.resize(slots.size() + 1);
   for (int64_t i = 0; i <= n; ++i) offsets_[static_cast<size_t>(i)] = i * each;
@@ -252,7 +253,7 @@ const float* RandomModel::advance(const std::vector<m4j_slot>& slots, const std:
   args.slots = slots.data();
   args.tokens = tokens.data();
   args.offsets = offsets_.data();
-  args.logits_mode = M4J_LOGITS_LAST;
+  args.logits_mode = logits_mode;
   args.logits = logits_.data();
   args.logits_capacity = static_cast<int64_t>(logits_.size());
   m4j_error err{};

@@ -33,8 +33,10 @@ class RandomModel {
 
   m4j_slot take();
   void reset(m4j_slot slot);
-  // One ragged batch of equally long sequences; logits of each last token, [slots, V].
-  const float* advance(const std::vector<m4j_slot>& slots, const std::vector<int32_t>& tokens);
+  // One ragged batch of equally long sequences; logits of each last token, [slots, V], unless the mode is
+  // M4J_LOGITS_NONE.
+  const float* advance(const std::vector<m4j_slot>& slots, const std::vector<int32_t>& tokens,
+                       int32_t logits_mode = M4J_LOGITS_LAST);
 
   int64_t vocab_size() const { return config_.vocab_size; }
   // Bytes that a decode step must read at least: every matrix once, head included.

@@ -60,11 +60,11 @@ void to_host(void* to, const void* from, int64_t bytes, cudaStream_t stream) {
   check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), cudaMemcpyDeviceToHost, stream), "download of logits");
 }
 
-// Bytes of workspace of a step, after its inputs.
+// Bytes of workspace of a step.
 int64_t step_bytes(const Model& m, int64_t rows) {
   DecodeStepArgs fused;
-  if (m.decode_step_args(rows, &fused)) return decode_step_workspace(fused) + align(rows * m.config.vocab_size * 4);
-  return activation_bytes(m, {nullptr, rows, rows, 1});
+  if (m.decode_step_args(rows, &fused)) return align(decode_step_workspace(fused)) + rows * m.config.vocab_size * 4;
+  return Inputs(nullptr, rows, rows).bytes + activation_bytes(m, {nullptr, rows, rows, 1});
 }
 
 // One token of each of `rows` sequences, from pinned memory and back to it: in one kernel where there are few, through
@@ -73,33 +73,29 @@ void step(States& states, int64_t rows, bool logits, char* workspace) {
   const Model& m = states.model;
   const cudaStream_t stream = m.engine.stream;
   const Staging staging(states.staging.data(), states.staging_rows, m.config.vocab_size);
+  DecodeStepArgs fused;
+  if (m.decode_step_args(rows, &fused)) {
+    fused.ids = staging.ids;
+    fused.segments = staging.segments;
+    fused.states = states.slot(0);
+    fused.slot_stride = states.slot_stride();
+    fused.workspace = workspace;
+    fused.logits = logits ? reinterpret_cast<float*>(workspace + align(decode_step_workspace(fused))) : nullptr;
+    decode_step(fused, stream);
+    if (logits) to_host(staging.logits, fused.logits, rows * m.config.vocab_size * 4, stream);
+    return;
+  }
   const Inputs inputs(workspace, rows, rows);
   to_device(inputs.ids, staging.ids, rows * 4, stream);
   to_device(inputs.segments, staging.segments, rows * static_cast<int64_t>(sizeof(Segment)), stream);
-  char* rest = workspace + inputs.bytes;
-  const float* result = nullptr;
-  DecodeStepArgs fused;
-  if (m.decode_step_args(rows, &fused)) {
-    fused.ids = inputs.ids;
-    fused.segments = inputs.segments;
-    fused.states = states.slot(0);
-    fused.slot_stride = states.slot_stride();
-    fused.workspace = rest;
-    fused.logits = logits ? reinterpret_cast<float*>(rest + decode_step_workspace(fused)) : nullptr;
-    decode_step(fused, stream);
-    result = fused.logits;
-  } else {
-    const Segments segments{inputs.segments, rows, rows, 1};
-    const Activations act = carve_activations(m, segments, rest);
-    const Batch batch{inputs.ids, segments, logits ? M4J_LOGITS_ALL : M4J_LOGITS_NONE, rows};
-    layers(states, batch, act);
-    if (logits) {
-      prepare_head(m, batch, act);
-      head(m, 0, rows, act);
-      result = act.logits;
-    }
-  }
-  if (logits) to_host(staging.logits, result, rows * m.config.vocab_size * 4, stream);
+  const Segments segments{inputs.segments, rows, rows, 1};
+  const Activations act = carve_activations(m, segments, workspace + inputs.bytes);
+  const Batch batch{inputs.ids, segments, logits ? M4J_LOGITS_ALL : M4J_LOGITS_NONE, rows};
+  layers(states, batch, act);
+  if (!logits) return;
+  prepare_head(m, batch, act);
+  head(m, 0, rows, act);
+  to_host(staging.logits, act.logits, rows * m.config.vocab_size * 4, stream);
 }
 
 cudaGraphExec_t capture(States& states, int64_t rows, bool logits, char* workspace) {
@@ -147,7 +143,7 @@ void decode(States& states, const m4j_advance_args& args, const int64_t* slots) 
     states.staging = PinnedBuffer(Staging(nullptr, rows, V).bytes);
     states.staging_rows = rows;
   }
-  char* workspace = engine.workspace(Inputs(nullptr, rows, rows).bytes + step_bytes(m, rows));
+  char* workspace = engine.workspace(step_bytes(m, rows));
   States::Graph& graph = states.graphs[{rows, logits}];
   if (graph.workspace != workspace) {
     if (graph.exec != nullptr) cudaGraphExecDestroy(graph.exec);

@@ -8,9 +8,14 @@ namespace m4j::cuda {
 namespace {
 
 constexpr int kWarp = 32;
-constexpr int kWarps = 16;
+constexpr int kWarps = 16;  // that compute; one more fetches weights
 constexpr int kThreads = kWarp * kWarps;
-constexpr int kMaxGroups = 8;  // of Mamba-2's gated norm
+constexpr int kMaxGroups = 8;   // of Mamba-2's gated norm
+constexpr int kMaxStages = 64;  // of the ring of weights
+constexpr int kMinStages = 4;
+constexpr int kMaxConv = 4;     // d_conv
+constexpr int kLayerWords = sizeof(DecodeLayer) / sizeof(uint64_t);
+constexpr int kChannels = 8;    // of a selective scan that lie side by side in its state, and belong to one warp
 
 // What blocks hand to each other, float32 in global memory. It is written and read in one kernel, so all of it is read
 // past the first-level cache.
@@ -28,6 +33,11 @@ __host__ __device__ int conv_channels(const DecodeStepArgs& a) {
 }
 __host__ __device__ int dbc_size(const DecodeStepArgs& a) {
   return a.mamba2 ? a.n_heads : a.dt_rank_padded + 2 * a.d_state;
+}
+
+// Floats of B and C, or of dt, B and C, of a token.
+__host__ __device__ int small_size(const DecodeStepArgs& a) {
+  return a.mamba2 ? 2 * a.n_groups * a.d_state : dbc_size(a);
 }
 
 __host__ __device__ int64_t layout(const DecodeStepArgs& a, Exchange* e) {
@@ -52,9 +62,12 @@ __device__ float warp_sum(float v) {
   return v;
 }
 
-// All blocks of the grid; what was written before is seen after.
+// The warps that compute.
+__device__ void block_barrier() { asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory"); }
+
+// Those of all blocks of the grid; what was written before is seen after.
 __device__ void grid_barrier(unsigned* counter, unsigned& target) {
-  __syncthreads();
+  block_barrier();
   target += gridDim.x;
   if (threadIdx.x == 0) {
     asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
@@ -63,7 +76,7 @@ __device__ void grid_barrier(unsigned* counter, unsigned& target) {
       asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
     } while (seen < target);
   }
-  __syncthreads();
+  block_barrier();
 }
 
 // Vectors in shared memory lie in blocks of 32 lanes x 8 elements, the first four elements of all lanes before the
@@ -71,106 +84,158 @@ __device__ void grid_barrier(unsigned* counter, unsigned& target) {
 __device__ int swizzled(int k) { return (k & ~255) | ((k >> 2 & 1) << 7) | ((k >> 3 & 31) << 2) | (k & 3); }
 __host__ __device__ int swizzled_size(int n) { return (n + 255) & ~255; }
 
-template <typename W>
-struct Packet {  // eight weights
-  static constexpr int kVectors = sizeof(W) / 2;
-  uint4 raw[kVectors];
+// The part [begin, end) of n items that this block works on.
+__device__ int share_begin(int n) { return static_cast<int>(static_cast<int64_t>(n) * blockIdx.x / gridDim.x); }
+__device__ int share_end(int n) { return static_cast<int>(static_cast<int64_t>(n) * (blockIdx.x + 1) / gridDim.x); }
+
+__device__ uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+
+// Asks for memory that will be read soon; address and size are multiples of 16.
+__device__ void prefetch(const void* p, int64_t bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(static_cast<uint32_t>(bytes)) : "memory");
+#endif
+}
+
+// Weights on their way through shared memory: one warp fetches tiles of rows in the order in which the phases will need
+// them, as far ahead as there is room, and never waits for the other blocks; so the memory is busy while the computing
+// warps meet at barriers. A stage always belongs to the same warp, tile i being the work of warp i % warps: so no warp
+// can wait for a tile of the next round before that of the last one has arrived.
+struct Ring {
+  char* data;       // [stages, stage_bytes]
+  uint64_t* full;   // [stages] mbarriers: the tile has arrived
+  uint64_t* empty;  // [stages] mbarriers: the tile has been used
+  int stages, stage_bytes;
+  int warps;  // divides stages
+
+  __device__ void init() {
+#if __CUDA_ARCH__ >= 900
+    for (int i = static_cast<int>(threadIdx.x); i < stages; i += static_cast<int>(blockDim.x)) {
+      asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(full + i)) : "memory");
+      asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(empty + i)) : "memory");
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+    __syncthreads();
+  }
+  static __device__ void wait(uint64_t* barrier, unsigned parity) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra over;\nbra "
+        "again;\nover:\n}" ::"r"(shared_address(barrier)),
+        "r"(parity)
+        : "memory");
+#endif
+  }
+  // By one thread: tile number `tile` of the whole step.
+  __device__ void fetch(unsigned tile, const void* from, unsigned bytes) const {
+#if __CUDA_ARCH__ >= 900
+    const unsigned stage = tile % stages, round = tile / stages;
+    if (round > 0) wait(empty + stage, (round - 1) & 1);
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(full + stage)), "r"(bytes)
+                 : "memory");
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                     shared_address(data + static_cast<int64_t>(stage) * stage_bytes)),
+                 "l"(from), "r"(bytes), "r"(shared_address(full + stage))
+                 : "memory");
+#endif
+  }
+  __device__ const char* arrive(unsigned tile) const {
+    wait(full + tile % stages, tile / stages & 1);
+    return data + static_cast<int64_t>(tile % stages) * stage_bytes;
+  }
+  // After the whole warp has read the tile.
+  __device__ void release(unsigned tile) const {
+#if __CUDA_ARCH__ >= 900
+    __syncwarp();
+    if (threadIdx.x % kWarp == 0) {
+      asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(empty + tile % stages)) : "memory");
+    }
+#endif
+  }
 };
 
+// Rows of a matrix are fetched one or two at a time, whatever fits into a stage.
 template <typename W>
-__device__ void widen(const Packet<W>& p, float (&w)[8]) {
-  const W* v = reinterpret_cast<const W*>(&p);
+__host__ __device__ int rows_of_tile(int columns, int stage_bytes) {
+  return columns * static_cast<int>(sizeof(W)) * 2 <= stage_bytes ? 2 : 1;
+}
+__device__ int tile_count(int rows, int rows_of_tile) { return (rows + rows_of_tile - 1) / rows_of_tile; }
+
+template <typename W>
+__device__ void fetch_matrix(const Ring& ring, unsigned& tile, const void* weight, int rows, int columns) {
+  const int each = rows_of_tile<W>(columns, ring.stage_bytes), tiles = tile_count(rows, each);
+  const int row_bytes = columns * static_cast<int>(sizeof(W));
+  for (int i = share_begin(tiles); i < share_end(tiles); ++i) {
+    const int count = min(each, rows - i * each);
+    ring.fetch(tile++, static_cast<const char*>(weight) + static_cast<int64_t>(i) * each * row_bytes,
+               static_cast<unsigned>(count * row_bytes));
+  }
+}
+
+template <typename W>
+__device__ void load8(const W* p, float (&w)[8]) {
+  constexpr int kVectors = sizeof(W) / 2;
+  uint4 raw[kVectors];
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) raw[v] = reinterpret_cast<const uint4*>(p)[v];
+  const W* v = reinterpret_cast<const W*>(raw);
 #pragma unroll
   for (int i = 0; i < 8; ++i) w[i] = to_float(v[i]);
 }
 
-// Rows of a matrix [rows, columns], each by a group of kSplit warps: sum[t] = row . x[t], then done(row, sum) on every
-// lane of the group's first warp.
-template <typename W, int kTokens, int kSplit>
-struct Rows {
-  static constexpr int kGroups = kWarps / kSplit;
-  static constexpr int kUnroll = sizeof(W) == 2 ? 8 : 4;
-  static constexpr int kStep = kSplit * kWarp * 8;
-
-  static __device__ int first_row() { return static_cast<int>(blockIdx.x + gridDim.x * (threadIdx.x / (kWarp * kSplit))); }
-
-  // Asks for the first row of this group.
-  static __device__ void prefetch(const void* weight, int rows, int columns) {
-    const int row = first_row();
-    if (row >= rows) return;
-    const char* p = static_cast<const char*>(weight) + static_cast<int64_t>(row) * columns * sizeof(W);
-    constexpr int kLine = 128;
-    for (int offset = static_cast<int>(threadIdx.x % (kWarp * kSplit)) * kLine; offset < columns * static_cast<int>(sizeof(W));
-         offset += kWarp * kSplit * kLine) {
-      asm volatile("prefetch.global.L2 [%0];" ::"l"(p + offset));
+// sum[r][t] += row r . x[t] over the lane's elements of a tile.
+template <typename W, int kRows, int kTokens>
+__device__ void multiply_tile(const W* tile, int columns, const float* x, float (&sum)[2][kTokens]) {
+  const int ld_x = swizzled_size(columns);
+#pragma unroll 2
+  for (int k = static_cast<int>(threadIdx.x) % kWarp * 8; k < columns; k += kWarp * 8) {
+    float w[kRows][8];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) load8(tile + r * columns + k, w[r]);
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t) {
+      float v[8];
+      *reinterpret_cast<float4*>(v) = *reinterpret_cast<const float4*>(x + t * ld_x + swizzled(k));
+      *reinterpret_cast<float4*>(v + 4) = *reinterpret_cast<const float4*>(x + t * ld_x + swizzled(k) + 128);
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) sum[r][t] = fmaf(w[r][i], v[i], sum[r][t]);
+      }
     }
   }
+}
 
-  template <typename Done>
-  static __device__ void run(const void* weight, int rows, int columns, const float* x, float* partial, Done&& done) {
-    const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, part = warp % kSplit, group = warp / kSplit;
-    const int ld_x = swizzled_size(columns);
-    for (int row = first_row(); row < rows; row += static_cast<int>(gridDim.x) * kGroups) {
-      const W* w = static_cast<const W*>(weight) + static_cast<int64_t>(row) * columns;
-      float sum[kTokens] = {};
-      for (int k0 = (part * kWarp + lane) * 8; k0 < columns; k0 += kStep * kUnroll) {
-        Packet<W> packet[kUnroll];
+// This block's rows of weight [rows, columns] times x [T, columns] in shared memory. On every lane of the warp that has
+// the row, use.load(row) is called before the product, to fetch what use.store(row, sum, loaded) needs besides.
+template <typename W, int kTokens, typename Use>
+__device__ void multiply(const Ring& ring, unsigned& tile, int rows, int columns, const float* x, const Use& use) {
+  const int each = rows_of_tile<W>(columns, ring.stage_bytes), tiles = tile_count(rows, each);
+  const int begin = share_begin(tiles), end = share_end(tiles), warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int first = (warp + ring.warps - static_cast<int>(tile % static_cast<unsigned>(ring.warps))) % ring.warps;
+  for (int i = warp < ring.warps ? begin + first : end; i < end; i += ring.warps) {
+    const unsigned number = tile + static_cast<unsigned>(i - begin);
+    const int count = min(each, rows - i * each);
+    const typename Use::Loaded loaded[2] = {use.load(i * each), use.load(i * each + count - 1)};
+    const W* w = reinterpret_cast<const W*>(ring.arrive(number));
+    float sum[2][kTokens] = {};
+    if (count == 2) {
+      multiply_tile<W, 2, kTokens>(w, columns, x, sum);
+    } else {
+      multiply_tile<W, 1, kTokens>(w, columns, x, sum);
+    }
+    ring.release(number);
 #pragma unroll
-        for (int i = 0; i < kUnroll; ++i) {
-          const int k = k0 + i * kStep;
-          if (k < columns) {
+    for (int r = 0; r < 2; ++r) {
+      if (r >= count) break;
 #pragma unroll
-            for (int v = 0; v < Packet<W>::kVectors; ++v) {
-              packet[i].raw[v] = __ldcs(reinterpret_cast<const uint4*>(w + k) + v);
-            }
-          }
-        }
-#pragma unroll
-        for (int i = 0; i < kUnroll; ++i) {
-          const int k = k0 + i * kStep;
-          if (k < columns) {
-            float wide[8];
-            widen(packet[i], wide);
-#pragma unroll
-            for (int t = 0; t < kTokens; ++t) {
-              const float4 a = *reinterpret_cast<const float4*>(x + t * ld_x + swizzled(k));
-              const float4 b = *reinterpret_cast<const float4*>(x + t * ld_x + swizzled(k) + 128);
-              sum[t] = fmaf(wide[0], a.x, sum[t]);
-              sum[t] = fmaf(wide[1], a.y, sum[t]);
-              sum[t] = fmaf(wide[2], a.z, sum[t]);
-              sum[t] = fmaf(wide[3], a.w, sum[t]);
-              sum[t] = fmaf(wide[4], b.x, sum[t]);
-              sum[t] = fmaf(wide[5], b.y, sum[t]);
-              sum[t] = fmaf(wide[6], b.z, sum[t]);
-              sum[t] = fmaf(wide[7], b.w, sum[t]);
-            }
-          }
-        }
-      }
-#pragma unroll
-      for (int t = 0; t < kTokens; ++t) sum[t] = warp_sum(sum[t]);
-      if constexpr (kSplit > 1) {
-        if (lane == 0) {
-#pragma unroll
-          for (int t = 0; t < kTokens; ++t) partial[warp * kTokens + t] = sum[t];
-        }
-        const auto meet = [&] { asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"(kSplit * kWarp) : "memory"); };
-        meet();
-        if (part == 0) {
-#pragma unroll
-          for (int t = 0; t < kTokens; ++t) {
-            sum[t] = 0;
-#pragma unroll
-            for (int p = 0; p < kSplit; ++p) sum[t] += partial[(warp + p) * kTokens + t];
-          }
-        }
-        meet();
-        if (part != 0) continue;
-      }
-      done(row, sum);
+      for (int t = 0; t < kTokens; ++t) sum[r][t] = warp_sum(sum[r][t]);
+      use.store(i * each + r, sum[r], loaded[r]);
     }
   }
-};
+  tile += static_cast<unsigned>(end - begin);
+}
 
 // The part of an array of compile-time size that a lane needs, without indexing it at run time.
 template <int kCount>
@@ -190,65 +255,124 @@ __device__ void block_sums(float (&v)[kCount], float* scratch) {
     v[i] = warp_sum(v[i]);
     if (lane == 0) scratch[warp * kCount + i] = v[i];
   }
-  __syncthreads();
+  block_barrier();
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
     v[i] = 0;
     for (int w = 0; w < kWarps; ++w) v[i] += scratch[w * kCount + i];
   }
-  __syncthreads();
+  block_barrier();
 }
 
 template <typename W, int kTokens, bool kMamba2>
 class Step {
  public:
-  __device__ explicit Step(const DecodeStepArgs& args, float* shared) : a(args), vector(shared) {
+  __device__ Step(const DecodeStepArgs& args, const Ring& weights, float* shared) : a(args), ring(weights), vector(shared) {
     layout(a, &e);
     scratch = vector + kTokens * swizzled_size(max(a.d_model, a.d_inner));
     small = scratch + kWarps * max(kTokens, kMaxGroups);
+    slots = reinterpret_cast<float**>(small + a.tokens * small_size(a));
+    if (threadIdx.x < kTokens) slots[threadIdx.x] = a.states + a.segments[token(threadIdx.x)].slot * a.slot_stride;
+    // Pointers of all layers: fetched one by one they would cost each phase a trip to memory.
+    auto* to = reinterpret_cast<uint64_t*>(slots + kMaxDecodeTokens);
+    const auto* from = reinterpret_cast<const uint64_t*>(a.layers);
+    for (int i = static_cast<int>(threadIdx.x); i < a.n_layer * kLayerWords; i += static_cast<int>(blockDim.x)) to[i] = from[i];
+    layers = reinterpret_cast<const DecodeLayer*>(to);
+    __syncthreads();
+  }
+
+  // The warp that fetches; one thread of it works.
+  __device__ void fetch() {
+    if (threadIdx.x % kWarp != 0) return;
+    unsigned tile = 0;
+    for (int layer = 0; layer < a.n_layer; ++layer) {
+      const DecodeLayer& w = layers[layer];
+      if (layer + 1 < a.n_layer && static_cast<int>(blockIdx.x) == layer % static_cast<int>(gridDim.x)) {
+        prefetch_vectors(layers[layer + 1]);
+      }
+      prefetch_windows(layer);
+      fetch_matrix<W>(ring, tile, w.in_proj, a.in_proj_rows, a.d_model);
+      prefetch_states(w, layer);
+      if (!kMamba2) fetch_matrix<W>(ring, tile, w.x_proj, dbc_size(a), a.d_inner);
+      fetch_matrix<W>(ring, tile, w.out_proj, a.d_model, a.d_inner);
+    }
+    if (a.logits != nullptr) fetch_matrix<W>(ring, tile, a.lm_head, a.vocab_size, a.d_model);
   }
 
   __device__ void run() {
     embed();
-    In::prefetch(a.layers[0].in_proj, a.in_proj_rows, a.d_model);
     barrier();
     for (int layer = 0; layer < a.n_layer; ++layer) {
-      const DecodeLayer w = a.layers[layer];
+      const DecodeLayer& w = layers[layer];
       in_proj(w, layer);
+      barrier();
       if constexpr (kMamba2) {
-        Out::prefetch(w.out_proj, a.d_model, a.d_inner);
-        barrier();
         ssd(w, layer);
       } else {
-        X::prefetch(w.x_proj, dbc_size(a), a.d_inner);
+        x_proj();
         barrier();
-        x_proj(w);
-        barrier();
-        Out::prefetch(w.out_proj, a.d_model, a.d_inner);
         scan(w, layer);
       }
       barrier();
       out_proj(w);
-      if (layer + 1 < a.n_layer) {
-        In::prefetch(a.layers[layer + 1].in_proj, a.in_proj_rows, a.d_model);
-      } else if (a.logits != nullptr) {
-        In::prefetch(a.lm_head, a.vocab_size, a.d_model);
-      }
       barrier();
     }
     if (a.logits != nullptr) head();
   }
 
  private:
-  using In = Rows<W, kTokens, 1>;
-  using X = Rows<W, kTokens, 8>;
-  using Out = Rows<W, kTokens, 2>;
+  __device__ void prefetch_vectors(const DecodeLayer& w) const {
+    const int C = conv_channels(a), per_scan = kMamba2 ? a.n_heads : a.d_inner;
+    const auto floats = [](const float* p, int n) {
+      if (p != nullptr && n >= 4) prefetch(p, n / 4 * 16);
+    };
+    floats(w.norm, a.d_model);
+    floats(w.conv_weight, a.d_conv * C);
+    floats(w.conv_bias, C);
+    floats(w.dt_bias, per_scan);
+    floats(w.D, per_scan);
+    if (kMamba2) floats(w.mixer_norm, a.d_inner);
+  }
+
+  // Of the channels among this block's rows of in_proj, widened to what a prefetch can name.
+  __device__ void prefetch_windows(int layer) const {
+    const int each = rows_of_tile<W>(a.d_model, ring.stage_bytes), tiles = tile_count(a.in_proj_rows, each);
+    const int C = conv_channels(a), first = kMamba2 ? a.d_inner : 0;
+    const int begin = max(share_begin(tiles) * each - first, 0) / 4 * 4;
+    const int end = min((share_end(tiles) * each - first + 3) / 4 * 4, C);
+    if (begin >= end) return;
+    for (int t = 0; t < a.tokens; ++t) {
+      for (int k = 0; k < a.d_conv - 1; ++k) {
+        prefetch(slot(t) + layer * a.layer_conv_state + k * C + begin, (end - begin) * 4);
+      }
+    }
+  }
+
+  // What the scan of this layer will read besides: its part of the states, and of dt_proj.
+  __device__ void prefetch_states(const DecodeLayer& w, int layer) const {
+    for (int t = 0; t < a.tokens; ++t) {
+      const float* state = slot(t) + a.conv_state + layer * a.layer_ssm_state;
+      if constexpr (kMamba2) {
+        const int begin = share_begin(a.d_inner), end = share_end(a.d_inner);
+        prefetch(state + static_cast<int64_t>(begin) * a.d_state, static_cast<int64_t>(end - begin) * a.d_state * 4);
+      } else {
+        const int begin = share_begin(a.d_inner / kChannels) * kChannels, end = share_end(a.d_inner / kChannels) * kChannels;
+        if (begin == end) return;
+        for (int n = 0; n < a.d_state; ++n) {
+          prefetch(state + static_cast<int64_t>(n) * a.d_inner + begin, static_cast<int64_t>(end - begin) * 4);
+          if (t == 0) prefetch(w.A + static_cast<int64_t>(n) * a.d_inner + begin, static_cast<int64_t>(end - begin) * 4);
+        }
+        const int64_t row = a.dt_rank_padded * static_cast<int64_t>(sizeof(W));
+        if (t == 0) prefetch(static_cast<const char*>(w.dt_proj) + begin * row, (end - begin) * row);
+      }
+    }
+  }
 
   __device__ void barrier() { grid_barrier(e.barrier, target); }
 
   // kTokens may exceed the tokens there are; the last one is then computed again.
   __device__ int token(int t) const { return min(t, a.tokens - 1); }
-  __device__ float* slot(int t) const { return a.states + a.segments[token(t)].slot * a.slot_stride; }
+  __device__ float* slot(int t) const { return slots[t]; }
 
   __device__ void embed() {
     const W* table = static_cast<const W*>(a.embedding);
@@ -261,12 +385,14 @@ class Step {
   // x * weight to shared memory; scale[t] is what the norm multiplies by.
   __device__ void load_normed(const float* weight, float (&scale)[kTokens]) {
     float squares[kTokens] = {};
-    for (int t = 0; t < kTokens; ++t) {
-      float* out = vector + t * swizzled_size(a.d_model);
-      for (int k = static_cast<int>(threadIdx.x); k < a.d_model; k += kThreads) {
-        const float v = __ldcg(e.x + token(t) * a.d_model + k);
-        squares[t] = fmaf(v, v, squares[t]);
-        out[swizzled(k)] = v * weight[k];
+    for (int k = static_cast<int>(threadIdx.x) * 4; k < a.d_model; k += kThreads * 4) {
+      const float4 g = __ldg(reinterpret_cast<const float4*>(weight + k));
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) {
+        float4 v = __ldcg(reinterpret_cast<const float4*>(e.x + token(t) * a.d_model + k));
+        squares[t] = fmaf(v.x, v.x, fmaf(v.y, v.y, fmaf(v.z, v.z, fmaf(v.w, v.w, squares[t]))));
+        v = {v.x * g.x, v.y * g.y, v.z * g.z, v.w * g.w};
+        *reinterpret_cast<float4*>(vector + t * swizzled_size(a.d_model) + swizzled(k)) = v;
       }
     }
     block_sums(squares, scratch);
@@ -275,58 +401,112 @@ class Step {
   }
 
   __device__ void load_plain(const float* from, int size) {
-    for (int t = 0; t < kTokens; ++t) {
-      float* out = vector + t * swizzled_size(size);
-      for (int k = static_cast<int>(threadIdx.x); k < size; k += kThreads) out[swizzled(k)] = __ldcg(from + token(t) * size + k);
+    for (int k = static_cast<int>(threadIdx.x) * 4; k < size; k += kThreads * 4) {
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) {
+        *reinterpret_cast<float4*>(vector + t * swizzled_size(size) + swizzled(k)) =
+            __ldcg(reinterpret_cast<const float4*>(from + token(t) * size + k));
+      }
     }
-    __syncthreads();
+    block_barrier();
   }
 
-  // Norm and projection; rows that go into the convolution go on through it.
+  // Rows of in_proj: those that go into the convolution go on through it.
+  struct InProj {
+    struct Loaded {
+      float bias, past[kMaxConv - 1], weight[kMaxConv], conv_bias;
+    };
+    const Step& s;
+    const DecodeLayer& w;
+    int layer;
+    float scale;  // of the norm, of the lane's token
+
+    __device__ int lane() const { return static_cast<int>(threadIdx.x) % kWarp; }
+    __device__ int channel(int row) const { return row - (kMamba2 ? s.a.d_inner : 0); }
+    __device__ float* window() const { return s.slots[lane()] + layer * s.a.layer_conv_state; }
+
+    __device__ Loaded load(int row) const {
+      Loaded l{};
+      const DecodeStepArgs& a = s.a;
+      if (lane() >= a.tokens) return l;
+      if (w.in_proj_bias != nullptr) l.bias = w.in_proj_bias[row];
+      const int c = channel(row), C = conv_channels(a);
+      if (c < 0 || c >= C) return l;
+#pragma unroll
+      for (int k = 0; k < kMaxConv; ++k) {
+        if (k < a.d_conv) l.weight[k] = w.conv_weight[k * C + c];
+        if (k < a.d_conv - 1) l.past[k] = window()[k * C + c];
+      }
+      if (w.conv_bias != nullptr) l.conv_bias = w.conv_bias[c];
+      return l;
+    }
+    __device__ void store(int row, const float (&sum)[kTokens], const Loaded& l) const {
+      const DecodeStepArgs& a = s.a;
+      if (lane() >= a.tokens) return;
+      const float v = fmaf(pick(sum, lane()), scale, l.bias);
+      const int c = channel(row), C = conv_channels(a);
+      if (c >= 0 && c < C) {
+        float y = l.conv_bias;
+#pragma unroll
+        for (int k = 0; k < kMaxConv; ++k) {
+          if (k >= a.d_conv) break;
+          const float x = k < a.d_conv - 1 ? l.past[k < kMaxConv - 1 ? k : 0] : v;
+          y = fmaf(l.weight[k], x, y);
+          if (k > 0) window()[(k - 1) * C + c] = x;
+        }
+        s.e.conv[lane() * C + c] = silu(y);
+      } else if (kMamba2 && c >= C) {
+        if (c - C < a.n_heads) s.e.dbc[lane() * a.n_heads + c - C] = v;
+      } else {
+        s.e.z[lane() * a.d_inner + (kMamba2 ? row : row - a.d_inner)] = v;
+      }
+    }
+  };
+
   __device__ void in_proj(const DecodeLayer& w, int layer) {
     float scale[kTokens];
     load_normed(w.norm, scale);
-    const int lane = threadIdx.x % kWarp, E = a.d_inner, C = conv_channels(a), conv_begin = kMamba2 ? E : 0;
-    In::run(w.in_proj, a.in_proj_rows, a.d_model, vector, scratch, [&](int row, const float (&sum)[kTokens]) {
-      if (lane >= a.tokens) return;
-      const float v = fmaf(pick(sum, lane), pick(scale, lane), w.in_proj_bias == nullptr ? 0.0f : w.in_proj_bias[row]);
-      const int c = row - conv_begin;
-      if (c >= 0 && c < C) {
-        e.conv[lane * C + c] = convolve(w, slot(lane) + layer * a.layer_conv_state, C, c, v);
-      } else if (kMamba2 && c >= C) {
-        if (c - C < a.n_heads) e.dbc[lane * a.n_heads + c - C] = v;
-      } else {
-        e.z[lane * E + (kMamba2 ? row : row - E)] = v;
-      }
-    });
+    multiply<W, kTokens>(ring, tile, a.in_proj_rows, a.d_model, vector,
+                         InProj{*this, w, layer, pick(scale, static_cast<int>(threadIdx.x) % kWarp)});
   }
 
-  __device__ float convolve(const DecodeLayer& w, float* window, int C, int c, float v) {
-    float y = w.conv_bias == nullptr ? 0.0f : w.conv_bias[c];
-    const int K = a.d_conv;
-    for (int k = 0; k + 1 < K; ++k) {
-      const float past = window[k * C + c];
-      y = fmaf(w.conv_weight[k * C + c], past, y);
-      if (k > 0) window[(k - 1) * C + c] = past;
+  // Rows that are stored as they are, times a factor, on top of what is there if `add`.
+  template <bool kAdd>
+  struct Plain {
+    struct Loaded {
+      float before;
+    };
+    float* out;  // [T, size]
+    int64_t size;
+    int tokens;
+    const float* bias;
+    float scale;
+
+    __device__ float* at(int row) const { return out + threadIdx.x % kWarp * size + row; }
+    __device__ bool has_token() const { return static_cast<int>(threadIdx.x % kWarp) < tokens; }
+    __device__ Loaded load(int row) const {
+      Loaded l{};
+      if (!has_token()) return l;
+      if (kAdd) l.before = __ldcg(at(row));
+      if (bias != nullptr) l.before += bias[row];
+      return l;
     }
-    window[(K - 2) * C + c] = v;
-    return silu(fmaf(w.conv_weight[(K - 1) * C + c], v, y));
-  }
+    __device__ void store(int row, const float (&sum)[kTokens], const Loaded& l) const {
+      if (has_token()) *at(row) = fmaf(pick(sum, static_cast<int>(threadIdx.x) % kWarp), scale, l.before);
+    }
+  };
 
-  __device__ void x_proj(const DecodeLayer& w) {
+  __device__ void x_proj() {
     load_plain(e.conv, a.d_inner);
-    const int lane = threadIdx.x % kWarp, size = dbc_size(a);
-    X::run(w.x_proj, size, a.d_inner, vector, scratch, [&](int row, const float (&sum)[kTokens]) {
-      if (lane < a.tokens) e.dbc[lane * size + row] = pick(sum, lane);
-    });
+    multiply<W, kTokens>(ring, tile, dbc_size(a), a.d_inner, vector, Plain<false>{e.dbc, dbc_size(a), a.tokens, nullptr, 1});
   }
 
   // dt_proj and the selective scan: a warp takes 8 channels, four lanes each, so that its state accesses fill sectors.
   __device__ void scan(const DecodeLayer& w, int layer) {
-    constexpr int kChannels = 8, kLanes = kWarp / kChannels;
+    constexpr int kLanes = kWarp / kChannels;
     const int E = a.d_inner, N = a.d_state, R = a.dt_rank_padded, size = dbc_size(a);
     for (int i = static_cast<int>(threadIdx.x); i < a.tokens * size; i += kThreads) small[i] = __ldcg(e.dbc + i);
-    __syncthreads();
+    block_barrier();
     if (a.falcon) {
       for (int t = 0; t < a.tokens; ++t) {
         norm_part(small + t * size, a.dt_rank);
@@ -336,8 +516,7 @@ class Step {
     }
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, c = lane % kChannels, q = lane / kChannels;
     const W* dt_proj = static_cast<const W*>(w.dt_proj);
-    for (int task = static_cast<int>(blockIdx.x) + static_cast<int>(gridDim.x) * warp; task < E / kChannels;
-         task += static_cast<int>(gridDim.x) * kWarps) {
+    for (int task = share_begin(E / kChannels) + warp; task < share_end(E / kChannels); task += kWarps) {
       const int channel = task * kChannels + c;
       for (int t = 0; t < a.tokens; ++t) {
         const float* dt = small + t * size;
@@ -373,7 +552,7 @@ class Step {
     block_sums(squares, scratch);
     const float scale = rsqrtf(squares[0] / static_cast<float>(size) + a.mixer_norm_eps);
     for (int i = static_cast<int>(threadIdx.x); i < size; i += kThreads) v[i] *= scale;
-    __syncthreads();
+    block_barrier();
   }
 
   // State update of Mamba-2 and the gate: a warp takes one row [N] of the state [H, P, N].
@@ -382,12 +561,12 @@ class Step {
     for (int i = static_cast<int>(threadIdx.x); i < a.tokens * 2 * GN; i += kThreads) {
       small[i] = __ldcg(e.conv + i / (2 * GN) * C + E + i % (2 * GN));
     }
-    __syncthreads();
+    block_barrier();
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-    const int tasks = a.tokens * E;
-    for (int task = static_cast<int>(blockIdx.x) + static_cast<int>(gridDim.x) * warp; task < tasks;
-         task += static_cast<int>(gridDim.x) * kWarps) {
-      const int t = task / E, row = task % E, head = row / P;
+    const int begin = share_begin(E), rows = share_end(E) - begin;
+#pragma unroll 2
+    for (int task = warp; task < a.tokens * rows; task += kWarps) {
+      const int t = task / rows, row = begin + task % rows, head = row / P;
       const float* B = small + t * 2 * GN + head / (H / a.n_groups) * N;
       const float* c = B + GN;
       float* state = slot(t) + a.conv_state + layer * a.layer_ssm_state + static_cast<int64_t>(row) * N;
@@ -417,12 +596,7 @@ class Step {
     } else {
       load_plain(e.y, a.d_inner);
     }
-    const int lane = threadIdx.x % kWarp;
-    Out::run(w.out_proj, a.d_model, a.d_inner, vector, scratch, [&](int row, const float (&sum)[kTokens]) {
-      if (lane >= a.tokens) return;
-      float* x = e.x + lane * a.d_model + row;
-      *x = __ldcg(x) + pick(sum, lane) + (w.out_proj_bias == nullptr ? 0.0f : w.out_proj_bias[row]);
-    });
+    multiply<W, kTokens>(ring, tile, a.d_model, a.d_inner, vector, Plain<true>{e.x, a.d_model, a.tokens, w.out_proj_bias, 1});
   }
 
   __device__ void load_group_normed(const float* weight) {
@@ -441,35 +615,68 @@ class Step {
         for (int k = g * size + static_cast<int>(threadIdx.x); k < (g + 1) * size; k += kThreads) out[swizzled(k)] *= scale;
       }
     }
-    __syncthreads();
+    block_barrier();
   }
 
   __device__ void head() {
     float scale[kTokens];
     load_normed(a.norm_f, scale);
-    const int lane = threadIdx.x % kWarp;
-    In::run(a.lm_head, a.vocab_size, a.d_model, vector, scratch, [&](int row, const float (&sum)[kTokens]) {
-      if (lane < a.tokens) a.logits[static_cast<int64_t>(lane) * a.vocab_size + row] = pick(sum, lane) * pick(scale, lane);
-    });
+    multiply<W, kTokens>(ring, tile, a.vocab_size, a.d_model, vector,
+                         Plain<false>{a.logits, a.vocab_size, a.tokens, nullptr,
+                                      pick(scale, static_cast<int>(threadIdx.x) % kWarp)});
   }
 
   const DecodeStepArgs& a;
+  const Ring& ring;
   Exchange e;
   float* const vector;  // shared memory: [kTokens, swizzled_size]
   float* scratch;       // of block_sums and Rows
   float* small;         // dt, B, C
-  unsigned target = 0;
+  float** slots;        // [kTokens] states of the sequences
+  const DecodeLayer* layers;
+  unsigned target = 0;  // of the barrier
+  unsigned tile = 0;    // the next of the ring
 };
 
-template <typename W, int kTokens, bool kMamba2>
-__global__ void __launch_bounds__(kThreads, 1) decode_step_kernel(const __grid_constant__ DecodeStepArgs args) {
-  extern __shared__ float4 shared[];
-  Step<W, kTokens, kMamba2>(args, reinterpret_cast<float*>(shared)).run();
+// Shared memory: activations, mbarriers, ring.
+struct SharedLayout {
+  int64_t ring_at;
+  int stages, stage_bytes;
+  int warps;
+};
+
+int64_t activation_floats(const DecodeStepArgs& a, int tokens) {
+  return int64_t{tokens} * swizzled_size(std::max(a.d_model, a.d_inner)) + kWarps * std::max(tokens, kMaxGroups) +
+         a.tokens * small_size(a) + 2 * kMaxDecodeTokens + a.n_layer * 2 * kLayerWords;
 }
 
-int64_t shared_bytes(const DecodeStepArgs& a, int tokens) {
-  const int64_t small = a.mamba2 ? 2 * a.n_groups * a.d_state : dbc_size(a);
-  return 4 * (tokens * swizzled_size(std::max(a.d_model, a.d_inner)) + kWarps * std::max(tokens, kMaxGroups) + a.tokens * small);
+template <typename W, int kTokens, bool kMamba2>
+__global__ void __launch_bounds__(kThreads + kWarp, 1)
+    decode_step_kernel(const __grid_constant__ DecodeStepArgs args, const __grid_constant__ SharedLayout shape) {
+  extern __shared__ float4 shared[];
+  char* base = reinterpret_cast<char*>(shared);
+  auto* barriers = reinterpret_cast<uint64_t*>(base + shape.ring_at) - 2 * kMaxStages;
+  Ring ring{base + shape.ring_at, barriers, barriers + kMaxStages, shape.stages, shape.stage_bytes, shape.warps};
+  ring.init();
+  Step<W, kTokens, kMamba2> step(args, ring, reinterpret_cast<float*>(base));
+  if (threadIdx.x < kThreads) {
+    step.run();
+  } else {
+    step.fetch();
+  }
+}
+
+// stages is 0 if the model does not fit.
+SharedLayout shared_layout(const DecodeStepArgs& a, int tokens, int64_t available) {
+  const int widest = std::max(a.d_model, a.d_inner);
+  SharedLayout l;
+  l.stage_bytes = static_cast<int>(dtype_bytes(a.dtype, widest) + 127) / 128 * 128;
+  l.ring_at = (activation_floats(a, tokens) * 4 + 2 * kMaxStages * 8 + 127) / 128 * 128;
+  l.stages = static_cast<int>(std::min<int64_t>(kMaxStages, (available - l.ring_at) / l.stage_bytes));
+  if (l.stages < kMinStages) l.stages = 0;
+  l.warps = std::min(kWarps, l.stages);
+  if (l.stages > 0) l.stages -= l.stages % l.warps;
+  return l;
 }
 
 int device_attribute(cudaDeviceAttr attribute) {
@@ -479,23 +686,28 @@ int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
+int64_t available_shared() { return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin); }
+
+int template_tokens(int tokens) { return tokens <= 2 ? tokens : kMaxDecodeTokens; }
+
 template <typename W, int kTokens, bool kMamba2>
 void launch(DecodeStepArgs a, cudaStream_t stream) {
   const auto kernel = decode_step_kernel<W, kTokens, kMamba2>;
-  const int64_t bytes = shared_bytes(a, kTokens);
+  SharedLayout shape = shared_layout(a, kTokens, available_shared());
+  const int64_t bytes = shape.ring_at + int64_t{shape.stages} * shape.stage_bytes;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), "decode_step");
   Exchange exchange;
   layout(a, &exchange);
   check(cudaMemsetAsync(exchange.barrier, 0, sizeof(unsigned), stream), "decode_step");
-  void* arguments[] = {&a};
+  void* arguments[] = {&a, &shape};
   check(cudaLaunchCooperativeKernel(kernel, dim3(static_cast<unsigned>(device_attribute(cudaDevAttrMultiProcessorCount))),
-                                    dim3(kThreads), arguments, static_cast<size_t>(bytes), stream),
+                                    dim3(kThreads + kWarp), arguments, static_cast<size_t>(bytes), stream),
         "decode_step");
 }
 
 template <typename W, bool kMamba2>
 void launch_tokens(const DecodeStepArgs& a, cudaStream_t stream) {
-  switch (a.tokens) {
+  switch (template_tokens(a.tokens)) {
     case 1: return launch<W, 1, kMamba2>(a, stream);
     case 2: return launch<W, 2, kMamba2>(a, stream);
     default: return launch<W, kMaxDecodeTokens, kMamba2>(a, stream);
@@ -505,9 +717,11 @@ void launch_tokens(const DecodeStepArgs& a, cudaStream_t stream) {
 }  // namespace
 
 bool decode_step_fits(const DecodeStepArgs& a) {
-  return a.tokens <= kMaxDecodeTokens && a.n_groups <= kMaxGroups &&
-         shared_bytes(a, a.tokens <= 2 ? a.tokens : kMaxDecodeTokens) <= device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) &&
-         device_attribute(cudaDevAttrCooperativeLaunch) != 0;
+  constexpr int kBulkCopies = 9;  // compute capability
+  return a.tokens <= kMaxDecodeTokens && a.n_groups <= kMaxGroups && a.d_conv <= kMaxConv &&
+         device_attribute(cudaDevAttrComputeCapabilityMajor) >= kBulkCopies &&
+         device_attribute(cudaDevAttrCooperativeLaunch) != 0 &&
+         shared_layout(a, template_tokens(a.tokens), available_shared()).stages > 0;
 }
 
 int64_t decode_step_workspace(const DecodeStepArgs& a) {

@@ -2,7 +2,7 @@
 //
 // Run one by one, the some hundred kernels of a step wait for each other longer than they compute. Here one block a
 // multiprocessor stays resident and walks through the phases of all layers; blocks meet at a barrier between two of
-// them, and fetch the weights of the next phase into the second-level cache before they wait.
+// them, while a warp of each keeps fetching the weights that come next.
 #pragma once
 
 #include "ops/cuda/cuda_ops.h"
