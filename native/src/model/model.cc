@@ -36,8 +36,9 @@ FloatBuffer copy_transposed(const m4j_tensor& t) {
   return result;
 }
 
+// Rounded from float64, so that a file which holds A instead, such as GGUF, gives the same bits.
 FloatBuffer negative_exp(FloatBuffer a_log) {
-  for (int64_t i = 0; i < a_log.size(); ++i) a_log[i] = -std::exp(a_log[i]);
+  for (int64_t i = 0; i < a_log.size(); ++i) a_log[i] = static_cast<float>(-std::exp(double{a_log[i]}));
   return a_log;
 }
 

@@ -78,7 +78,7 @@ final class ModelOption {
     return ModelOptions.defaults().withEngine(engine).withWeightType(weights).withProgress(progress());
   }
 
-  private ProgressListener progress() {
+  ProgressListener progress() {
     return new ProgressBar(command.commandLine().getErr(), Boolean.getBoolean(TERMINAL_PROPERTY));
   }
 }
