@@ -10,6 +10,7 @@ import java.io.PrintWriter;
 import java.io.StringWriter;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.stream.Stream;
@@ -109,7 +110,8 @@ class WeightsOptionTest {
   @Test
   void convertRefusesWhatGgufCannotHold() throws IOException {
     Path out = temp.resolve("out");
-    Output output = run("convert", "--model", GOLDEN.resolveSibling("mamba1-untied-bias"), "--weights", "int8", "--out", out);
+    Path biased = GOLDEN.resolveSibling("mamba1-untied-bias");
+    Output output = run("convert", "--model", biased, "--weights", "int8", "--out", out);
     assertEquals(1, output.code());
     assertTrue(output.err().contains("no place for the biases of in_proj and out_proj"), output.err());
     assertEquals(List.of(), names(out));
@@ -120,21 +122,21 @@ class WeightsOptionTest {
   void convertTakesTheTokenizerAlong() throws IOException {
     Path first = temp.resolve("first");
     assertEquals(0, run("convert", "--model", DEMO, "--weights", "int8", "--out", first).code());
-    String[] words = {"--prompt", "for (int i = 0; i < n; i++) {", "--max-new-tokens", "12", "--json"};
-    Object tokens = tokens(first, words);
-    assertEquals(tokens(DEMO, Stream.concat(Stream.of("--weights", "int8"), Stream.of(words)).toArray(String[]::new)), tokens);
+    Object tokens = tokens(first);
+    assertEquals(tokens(DEMO, "--weights", "int8"), tokens);
 
     Output again = run("convert", "--model", DEMO, "--weights", "int4", "--out", first);
     assertEquals(1, again.code());
     assertTrue(again.err().contains("exists already; --force replaces it"), again.err());
     assertEquals(0, run("convert", "--model", DEMO, "--weights", "int8", "--out", first, "--force").code());
-    assertEquals(tokens, tokens(first, words));
+    assertEquals(tokens, tokens(first));
 
     Path second = temp.resolve("second");
-    assertEquals(0, run("convert", "--model", first.resolve("model.gguf"), "--weights", "int8", "--out", second).code());
+    Path file = first.resolve("model.gguf");
+    assertEquals(0, run("convert", "--model", file, "--weights", "int8", "--out", second).code());
     assertEquals(names(first), names(second));
     assertEquals(-1, Files.mismatch(first.resolve("tokenizer.json"), second.resolve("tokenizer.json")));
-    assertEquals(tokens, tokens(second, words));
+    assertEquals(tokens, tokens(second));
   }
 
   @ParameterizedTest
@@ -148,9 +150,35 @@ class WeightsOptionTest {
     assertEquals(List.of(name), names(temp));
   }
 
-  private static Object tokens(Path model, String... words) throws IOException {
-    Output output =
-        run(Stream.concat(Stream.of("generate", "--model", model), Stream.of(words)).toArray());
+  /** Divergence from the same weights is 0, from quantised ones small and larger with fewer bits. */
+  @Test
+  void scoreAgainstOtherWeights() throws IOException {
+    Path text = Path.of("src/main/java/org/mamba4j/cli/ScoreCommand.java");
+    Map<String, Double> mean = new HashMap<>();
+    for (String weights : new String[] {"f32", "int8", "int4"}) {
+      Object[] words = {"score", "--model", DEMO, "--weights", weights, "--against", "f32", "--prompt-file", text, "--json"};
+      Output output = run(words);
+      assertEquals(0, output.code(), output.err());
+      Map<String, Object> json = JSON.std.mapFrom(output.out());
+      assertTrue(((Number) json.get("tokens")).intValue() > 500, output.out());
+      assertEquals("f32", json.get("against"));
+      mean.put(weights, ((Number) json.get("kl_mean")).doubleValue());
+      double high = ((Number) json.get("kl_p99")).doubleValue();
+      assertTrue(weights.equals("f32") ? high == 0 : high > mean.get(weights), output.out());
+      double ratio =
+          ((Number) json.get("perplexity")).doubleValue() / ((Number) json.get("against_perplexity")).doubleValue();
+      assertEquals(1, ratio, weights.equals("int4") ? 0.04 : 0.005, output.out());
+    }
+    assertEquals(0, mean.get("f32"));
+    assertTrue(0 < mean.get("int8") && mean.get("int8") < 1e-3 && mean.get("int8") < mean.get("int4"), mean.toString());
+    Output table = run("score", "--model", DEMO, "--weights", "int8", "--against", "f32", "--prompt-file", text);
+    assertTrue(table.out().matches("(?s)int8 +perplexity .*f32 +perplexity .*KL +mean .*nats a token\\R"), table.out());
+  }
+
+  private static Object tokens(Path model, String... options) throws IOException {
+    Stream<Object> words =
+        Stream.of("generate", "--model", model, "--prompt", "for (int i = 0;", "--max-new-tokens", 12, "--json");
+    Output output = run(Stream.concat(words, Stream.of(options)).toArray());
     assertEquals(0, output.code(), output.err());
     return JSON.std.mapFrom(output.out()).get("tokens");
   }
