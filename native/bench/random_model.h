@@ -31,6 +31,7 @@ class RandomModel {
 
   m4j_slot take();
   void reset(m4j_slot slot);
+  void copy(m4j_slot target, m4j_slot source);
   // One ragged batch of equally long sequences; logits of each last token, [slots, V].
   const float* advance(const std::vector<m4j_slot>& slots, const std::vector<int32_t>& tokens);
 
