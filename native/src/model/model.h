@@ -61,6 +61,10 @@ class Model {
   const FloatBuffer norm_f;  // [D]
   const Matrix lm_head;     // [V, D]
   Vector<Layer> layers;
+  int64_t linear_scratch = 0;  // floats that a member needs for any of the matrices
+
+ private:
+  void allow_for(const Matrix& m);
 };
 
 }  // namespace m4j
