@@ -104,13 +104,7 @@ public final class GgufFile implements AutoCloseable {
    *     of types that are not supported
    */
   public static GgufFile open(Path path) throws IOException {
-    Arena arena = Arena.ofShared();
-    try {
-      return read(path, InputFiles.map(path, arena), arena);
-    } catch (Throwable e) {
-      arena.close();
-      throw e;
-    }
+    return InputFiles.open(path, GgufFile::read);
   }
 
   /** Checks the file whose bytes are {@code file}; {@code arena} goes with the result. */

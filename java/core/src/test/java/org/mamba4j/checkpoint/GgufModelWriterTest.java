@@ -13,7 +13,6 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Optional;
-import java.util.function.UnaryOperator;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
 import org.junit.jupiter.api.io.TempDir;
@@ -93,7 +92,7 @@ class GgufModelWriterTest {
         folder,
         "mamba1-untied-bias",
         (tensors, arena) -> tensors.keySet().removeIf(n -> n.matches(".*(in|out)_proj.bias")));
-    edit(folder, json -> json.replace("\"use_bias\": true", "\"use_bias\": false"));
+    Goldens.editConfig(folder, json -> json.replace("\"use_bias\": true", "\"use_bias\": false"));
     Path path = write(folder, WeightType.INT8, QUIET);
     assertArrayEquals(logits(folder, WeightType.INT8), logits(path, WeightType.STORED));
     try (Checkpoint found = Checkpoint.open(path)) {
@@ -119,7 +118,7 @@ class GgufModelWriterTest {
           }
           tensors.put(WeightNames.EMBEDDING, large);
         });
-    edit(folder, json -> json.replace("\"vocab_size\": 272", "\"vocab_size\": " + rows));
+    Goldens.editConfig(folder, json -> json.replace("\"vocab_size\": 272", "\"vocab_size\": " + rows));
     var seen = new ArrayList<Long>();
     Path path = write(folder, WeightType.INT4, (what, done, total) -> seen.add(done));
     try (Checkpoint expected = Checkpoint.open(Goldens.folder("mamba1-tied"));
@@ -191,7 +190,7 @@ class GgufModelWriterTest {
     Path conv = Files.createDirectory(temp.resolve("conv"));
     Goldens.withTensors(
         conv, "mamba1-tied", (tensors, arena) -> tensors.keySet().removeIf(n -> n.endsWith("conv1d.bias")));
-    edit(conv, json -> json.replace("\"use_conv_bias\": true", "\"use_conv_bias\": false"));
+    Goldens.editConfig(conv, json -> json.replace("\"use_conv_bias\": true", "\"use_conv_bias\": false"));
     assertRefused(() -> write(conv, WeightType.INT8, QUIET), "no place for a convolution without bias");
     Path zero = Files.createDirectory(temp.resolve("zero"));
     Goldens.withTensors(
@@ -227,13 +226,5 @@ class GgufModelWriterTest {
     try (var files = Files.list(temp)) {
       assertEquals(2, files.count());
     }
-  }
-
-  private static void edit(Path folder, UnaryOperator<String> edit) throws IOException {
-    Path config = folder.resolve("config.json");
-    String before = Files.readString(config);
-    String after = edit.apply(before);
-    assertTrue(!after.equals(before), "the edit changes nothing");
-    Files.writeString(config, after);
   }
 }
