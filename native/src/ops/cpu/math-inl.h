@@ -1,5 +1,5 @@
 // Elementary functions on vectors of float32. Errors are relative to the true value; math_test.cc sweeps the range.
-//   Exp, Exp2   2e-7; results below 2^-125.5 become 0; inf where the result overflows
+//   Exp, Exp2   2e-7; results below 2^-125.5 may become 0; inf where the result overflows
 //   Softplus    3e-7 down to results of 2^-125
 //   Silu        4e-7 above x = -88; below it the result, smaller than 6e-37, may become -0
 // NaN gives NaN. The same lane value gives the same bits in every lane.
