@@ -11,10 +11,13 @@ APP=$ROOT/tests/bench/target/app
 
 usage() {
   cat <<END
-Measures mamba4j. Results go to build/bench-results; every figure is printed with its spread.
+Measures mamba4j. Results go to build/bench-results: a JSON file for each part, and report.json and report.html with all
+parts that have been measured there. Every figure is printed with its spread.
 
   scripts/bench.sh [OPTION...]           the native library without a JVM: every op and whole models, prefill and decode,
                                          each checked against the reference and beside what this machine could do at most
+  scripts/bench.sh --long [OPTION...]    small shapes over prompts up to 65,536 tokens and behind contexts up to 1,000,000,
+                                         every token of which is fed; some minutes
   scripts/bench.sh --java [OPTION...]    one decode step through Java over the native call: cost, allocation, latency
   scripts/bench.sh --peers [OPTION...]   beside llama.cpp and java-llama.cpp, same weights, taking turns
 
@@ -24,7 +27,8 @@ Examples:
   scripts/bench.sh --models mamba-130m,mamba2-130m --dtypes f32,bf16 --threads 1,2
   scripts/bench.sh --check-only                       only the comparison with the reference
   scripts/bench.sh --java --models mamba-tiny
-  scripts/bench.sh --peers --models mamba-130m --weights f16 --rounds 7
+  scripts/bench.sh --long --models mamba2-tiny --threads 2
+  scripts/bench.sh --peers --models mamba-130m --weights f32,f16 --rounds 7
   scripts/mamba4j bench --model FOLDER --json         one model of yours, through Java
 
 The first run installs what is missing (libcli11-dev, nlohmann-json3-dev, libopenblas0-serial; for --java and --peers also
@@ -129,10 +133,19 @@ fetch_llama_cpp() {
 # wants_help ARGUMENT...
 wants_help() { [[ " $* " == *" --help "* || " $* " == *" -h "* ]]; }
 
+# finish_report FILE...: what the last part wrote goes into the page of all parts.
+finish_report() {
+  "$M4J_BENCH" --report "$RESULTS"
+  say "Written to build/bench-results: $* and, with the other parts, report.json, report.html"
+}
+
+# run_native PART OPTION...
 run_native() {
+  local part=$1
+  shift
   build_native_harness
-  "$M4J_BENCH" --json "$RESULTS/native.json" --html "$RESULTS/native.html" "$@"
-  [[ " $* " == *" --check-only "* ]] || say "Written to build/bench-results: native.json, native.html"
+  "$M4J_BENCH" --json "$RESULTS/$part.json" "$@"
+  [[ " $* " == *" --check-only "* ]] || finish_report "$part.json"
 }
 
 run_java() {
@@ -146,7 +159,7 @@ run_java() {
   # The small one is always needed: the count of allocated bytes warms up on it.
   for model in mamba-tiny $(value_of --models mamba-130m "$@"); do make_models "$model" hf; done
   java_harness JavaBenchmarks --model-dir "$MODELS" --native "$M4J_BENCH" --out "$RESULTS/java.json" "$@"
-  say "Written to build/bench-results: java.json, jmh.json"
+  finish_report java.json, jmh.json
 }
 
 run_peers() {
@@ -155,6 +168,7 @@ run_peers() {
     java_harness peers.Peers --help
     return
   fi
+  build_native_harness # it writes the report
   local model form peer=()
   for model in $(value_of --models mamba-130m,mamba2-130m "$@"); do
     for form in $(value_of --weights f32,f16,q8_0 "$@"); do
@@ -169,7 +183,7 @@ run_peers() {
   fetch_llama_cpp
   [[ -z $LLAMA_CPP ]] || peer=(--llama-cpp "$LLAMA_CPP")
   java_harness peers.Peers --model-dir "$MODELS" --out "$RESULTS/peers.json" "${peer[@]}" "$@"
-  say "Written to build/bench-results: peers.json"
+  finish_report peers.json
 }
 
 mkdir -p "$RESULTS"
@@ -178,5 +192,6 @@ case ${1:-} in
   --java) shift && run_java "$@" ;;
   --peers) shift && run_peers "$@" ;;
   --options) build_native_harness && "$M4J_BENCH" --help ;;
-  *) run_native "$@" ;;
+  --long) run_native long "$@" ;;
+  *) run_native native "$@" ;;
 esac

@@ -241,6 +241,11 @@ void RandomModel::reset(m4j_slot slot) {
   check(m4j_slot_reset(states_, slot, &err), err);
 }
 
+void RandomModel::copy(m4j_slot target, m4j_slot source) {
+  m4j_error err{};
+  check(m4j_slot_copy(states_, target, source, &err), err);
+}
+
 const float* RandomModel::advance(const std::vector<m4j_slot>& slots, const std::vector<int32_t>& tokens,
                                   int32_t logits_mode) {
   const int64_t n = static_cast<int64_t>(slots.size()), each = static_cast<int64_t>(tokens.size()) / n;

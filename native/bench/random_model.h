@@ -33,6 +33,7 @@ class RandomModel {
 
   m4j_slot take();
   void reset(m4j_slot slot);
+  void copy(m4j_slot target, m4j_slot source);
   // One ragged batch of equally long sequences; logits of each last token, [slots, V], unless the mode is
   // M4J_LOGITS_NONE.
   const float* advance(const std::vector<m4j_slot>& slots, const std::vector<int32_t>& tokens,

@@ -1,4 +1,4 @@
-// Collects figures, prints them as they come, and writes them as JSON and as a page with charts.
+// Collects figures and prints them as they come.
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -28,8 +28,7 @@ class Report {
   void start(int threads, const Ceilings& ceilings);
   void add(const Figure& figure);
 
-  std::string json() const;
-  std::string html() const;
+  const nlohmann::ordered_json& json() const { return root_; }
 
  private:
   nlohmann::ordered_json root_;

@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "ops/ops.h"
+#include "ops/tensor.h"
 #include "runtime/failure.h"
 
 namespace m4j {
@@ -44,19 +44,15 @@ struct Extent {
 
 const char* const kTypeNames[] = {"F32", "F16", "BF16", "Q8_0", "Q4_0"};
 
-DType dtype_of(const m4j_tensor& t) { return static_cast<DType>(t.dtype); }
-
 // Of the types that are not quantised.
 int64_t element_size(const m4j_tensor& t) { return dtype_bytes(dtype_of(t), 1); }
 
 bool find_extent(const m4j_tensor& t, Extent* extent) {
   if (is_quantised(dtype_of(t))) {  // no gaps
-    int64_t count = 1;
-    for (int i = 0; i < t.rank; ++i) {
-      if (__builtin_mul_overflow(count, t.shape[i], &count)) return false;
-    }
+    const int64_t count = element_count(t);
+    if (count > INT64_MAX / 2) return false;
     *extent = {0, dtype_bytes(dtype_of(t), count)};
-    return count <= INT64_MAX / 2;
+    return true;
   }
   int64_t low = 0, high = 0;  // in elements
   for (int i = 0; i < t.rank; ++i) {
@@ -85,17 +81,9 @@ struct Range {
 
 bool overlap(const Range& a, const Range& b) { return a.begin < b.end && b.begin < a.end; }
 
-int64_t element_count(const m4j_tensor& t) {
-  int64_t count = 1;
-  for (int i = 0; i < t.rank; ++i) {
-    if (__builtin_mul_overflow(count, t.shape[i], &count)) return INT64_MAX;  // broadcast
-  }
-  return count;
-}
-
 bool is_dense(const m4j_tensor& t) {
   const Range range(t);
-  return is_quantised(dtype_of(t)) || range.end - range.begin == element_count(t) * element_size(t);
+  return is_quantised(dtype_of(t)) || (range.end - range.begin) / element_size(t) == element_count(t);
 }
 
 bool same_elements(const m4j_tensor& a, const m4j_tensor& b) {

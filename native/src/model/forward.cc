@@ -91,15 +91,8 @@ Activations carve_activations(const Config& config, int64_t tokens, float* works
 
 int64_t forward_scratch_floats(const Model& model, const Ops& ops, int64_t chunk_size) {
   const Config& c = model.config;
-  int64_t floats = chunk_size > 0 ? ops.ssd_chunk_scratch(c.headdim, c.d_state, chunk_size) : 0;
-  const auto allow_for = [&](const Matrix& m) {
-    if (m.columns > 0) floats = std::max(floats, ops.linear_scratch(m.columns, m.dtype));  // absent ones have none
-  };
-  allow_for(model.lm_head);
-  for (const Layer& l : model.layers) {
-    for (const Matrix* m : {&l.in_proj, &l.x_proj, &l.dt_proj, &l.out_proj}) allow_for(*m);
-  }
-  return floats;
+  const int64_t chunk = chunk_size > 0 ? ops.ssd_chunk_scratch(c.headdim, c.d_state, chunk_size) : 0;
+  return std::max(chunk, model.linear_scratch);
 }
 
 void project(const Pass& p, const float* x, int64_t ld_x, const Matrix& weight, const FloatBuffer& bias, float* out,

@@ -1,20 +1,14 @@
 #include "model/model.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "ops/half.h"
+#include "ops/tensor.h"
 #include "runtime/hash.h"
 
 namespace m4j {
 namespace {
-
-DType dtype_of(const m4j_tensor& t) { return static_cast<DType>(t.dtype); }
-
-int64_t element_count(const m4j_tensor& t) {
-  int64_t count = 1;
-  for (int i = 0; i < t.rank; ++i) count *= t.shape[i];
-  return count;
-}
 
 Matrix borrow(const m4j_tensor& t) { return Matrix{t.data, dtype_of(t), t.shape[0], t.shape[1]}; }
 
@@ -36,8 +30,9 @@ FloatBuffer copy_transposed(const m4j_tensor& t) {
   return result;
 }
 
+// Rounded from float64, so that a file which holds A instead, such as GGUF, gives the same bits.
 FloatBuffer negative_exp(FloatBuffer a_log) {
-  for (int64_t i = 0; i < a_log.size(); ++i) a_log[i] = -std::exp(a_log[i]);
+  for (int64_t i = 0; i < a_log.size(); ++i) a_log[i] = static_cast<float>(-std::exp(double{a_log[i]}));
   return a_log;
 }
 
@@ -109,6 +104,10 @@ Model::Model(std::shared_ptr<Engine> engine_, const m4j_model_config& config_, c
       lm_head(weights.lm_head.data == nullptr ? embedding : borrow(weights.lm_head)) {
   layers.reserve(static_cast<std::size_t>(config.n_layer));
   for (int64_t i = 0; i < config.n_layer; ++i) layers.push_back(make_layer(config, weights.layers[i]));
+  allow_for(lm_head);
+  for (const Layer& l : layers) {
+    for (const Matrix* m : {&l.in_proj, &l.x_proj, &l.dt_proj, &l.out_proj}) allow_for(*m);
+  }
   if (engine->gpu != nullptr) {
     const Engine::Turn turn(*engine);
     CudaDevice::call(engine->gpu->api.model_create, engine->gpu->engine, *this, &gpu);
@@ -119,6 +118,10 @@ Model::~Model() {
   if (gpu == nullptr) return;
   const Engine::Turn turn(*engine);
   engine->gpu->api.model_release(gpu);
+}
+
+void Model::allow_for(const Matrix& m) {
+  if (m.columns > 0) linear_scratch = std::max(linear_scratch, engine->ops.linear_scratch(m.columns, m.dtype));
 }
 
 }  // namespace m4j

@@ -65,6 +65,10 @@ class Model {
   const Matrix lm_head;     // [V, D]
   Vector<Layer> layers;
   cuda::Model* gpu = nullptr;  // its copy on the engine's GPU, if the engine has one
+  int64_t linear_scratch = 0;  // floats that a member needs for any of the matrices
+
+ private:
+  void allow_for(const Matrix& m);
 };
 
 }  // namespace m4j

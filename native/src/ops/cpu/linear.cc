@@ -94,16 +94,14 @@ HWY_NOINLINE void tile(const Operands& a, const uint8_t* HWY_RESTRICT w) {
   if constexpr (W::kVectors == 1) {
     if (whole < a.in) {  // the last, partial vector, filled up with zeros
       const int64_t rest = a.in - whole;
-      HWY_ALIGN float wt[NT][kLanes] = {}, xt[kLanes];
-      for (int j = 0; j < NT; ++j)
-        for (int64_t l = 0; l < rest; ++l) wt[j][l] = W::widen(rows.p[j] + offset + W::offset(l));
+      Vec wv[NT];
+#pragma GCC unroll 8
+      for (int j = 0; j < NT; ++j) wv[j] = W::load_part(rows.p[j] + offset, rest);
 #pragma GCC unroll 8
       for (int i = 0; i < MT; ++i) {
-        std::memset(xt, 0, sizeof(xt));
-        std::memcpy(xt, x + i * ld_x + whole, static_cast<size_t>(rest) * sizeof(float));
-        const Vec xv = hn::Load(d, xt);
+        const Vec xv = load_part(x + i * ld_x + whole, rest);
 #pragma GCC unroll 8
-        for (int j = 0; j < NT; ++j) acc[i * NT + j] = hn::MulAdd(hn::Load(d, wt[j]), xv, acc[i * NT + j]);
+        for (int j = 0; j < NT; ++j) acc[i * NT + j] = hn::MulAdd(wv[j], xv, acc[i * NT + j]);
       }
     }
   }

@@ -22,7 +22,19 @@ inline constexpr int64_t kLanes = HWY_LANES(float);
 
 HWY_INLINE int64_t round_up(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
-// The n < kLanes floats at p, then zeros.
+// The n < kLanes floats at p, then zeros. Masks of AVX2 and AVX-512 touch nothing beyond; elsewhere the vector goes
+// through memory, where wide loads wait for narrow stores.
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2
+HWY_INLINE Vec load_part(const float* p, int64_t n) {
+  namespace hn = hwy::HWY_NAMESPACE;
+  return hn::MaskedLoad(hn::FirstN(VecTag(), static_cast<size_t>(n)), VecTag(), p);
+}
+
+HWY_INLINE void store_part(Vec v, float* p, int64_t n) {
+  namespace hn = hwy::HWY_NAMESPACE;
+  hn::BlendedStore(v, hn::FirstN(VecTag(), static_cast<size_t>(n)), VecTag(), p);
+}
+#else
 HWY_INLINE Vec load_part(const float* p, int64_t n) {
   HWY_ALIGN float lanes[kLanes] = {};
   std::memcpy(lanes, p, static_cast<size_t>(n) * sizeof(float));
@@ -34,6 +46,7 @@ HWY_INLINE void store_part(Vec v, float* p, int64_t n) {
   hwy::HWY_NAMESPACE::Store(v, VecTag(), lanes);
   std::memcpy(p, lanes, static_cast<size_t>(n) * sizeof(float));
 }
+#endif
 
 // What a step over an array works on: a whole vector, or the last n < kLanes elements. The same step serves both, so
 // an element is computed in the same way wherever it lies.

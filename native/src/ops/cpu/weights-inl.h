@@ -20,11 +20,21 @@ namespace HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
+// The n < kLanes weights of 16 bits at p, then zeros.
+struct PartOf16Bits {
+  HWY_INLINE PartOf16Bits(const uint8_t* p, int64_t n) { std::memcpy(lanes, p, static_cast<size_t>(n) * sizeof(uint16_t)); }
+  HWY_ALIGN uint16_t lanes[kLanes] = {};
+};
+
 struct F32Weight {
   static constexpr int kVectors = 1;
   static constexpr int64_t offset(int64_t k) { return k * 4; }
   static HWY_INLINE void load(const uint8_t* p, Vec (&v)[1]) {
     v[0] = hn::LoadU(VecTag(), reinterpret_cast<const float*>(p));
+  }
+  // The n < kLanes weights at p, then zeros.
+  static HWY_INLINE Vec load_part(const uint8_t* p, int64_t n) {
+    return HWY_NAMESPACE::load_part(reinterpret_cast<const float*>(p), n);
   }
   static float widen(const uint8_t* p) { return *reinterpret_cast<const float*>(p); }
 };
@@ -33,6 +43,7 @@ struct Bf16Weight {
   static constexpr int kVectors = 1;
   static constexpr int64_t offset(int64_t k) { return k * 2; }
   static HWY_INLINE void load(const uint8_t* p, Vec (&v)[1]) { v[0] = widen_bf16(reinterpret_cast<const uint16_t*>(p)); }
+  static HWY_INLINE Vec load_part(const uint8_t* p, int64_t n) { return widen_bf16(PartOf16Bits(p, n).lanes); }
   static float widen(const uint8_t* p) { return bf16_to_f32(*reinterpret_cast<const uint16_t*>(p)); }
 };
 
@@ -40,6 +51,7 @@ struct F16Weight {
   static constexpr int kVectors = 1;
   static constexpr int64_t offset(int64_t k) { return k * 2; }
   static HWY_INLINE void load(const uint8_t* p, Vec (&v)[1]) { v[0] = widen_f16(reinterpret_cast<const uint16_t*>(p)); }
+  static HWY_INLINE Vec load_part(const uint8_t* p, int64_t n) { return widen_f16(PartOf16Bits(p, n).lanes); }
   static float widen(const uint8_t* p) { return f16_to_f32(*reinterpret_cast<const uint16_t*>(p)); }
 };
 

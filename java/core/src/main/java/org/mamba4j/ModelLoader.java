@@ -25,6 +25,12 @@ import org.mamba4j.internal.TensorStruct;
 
 /** Hands the tensors of a checkpoint to the native library. */
 final class ModelLoader {
+  /**
+   * Models up to this size live in the caches, where a vector that crosses a cache line costs as much as two: their
+   * weights are copied to places of their own. Files have theirs wherever the header ends.
+   */
+  private static final long SMALL_BYTES = 4 << 20;
+
   private final Checkpoint checkpoint;
   private final ModelOptions options;
   private final Engine engine;
@@ -49,8 +55,8 @@ final class ModelLoader {
                 converted.put(tensor, type);
               }
             });
-    this.copied = options.weights() == Weights.COPIED || !converted.isEmpty();
     this.totalBytes = checkpoint.hfTensors().values().stream().mapToLong(ModelLoader::bytes).sum();
+    this.copied = options.weights() == Weights.COPIED || !converted.isEmpty() || totalBytes <= SMALL_BYTES;
   }
 
   static Model load(Path folder, ModelOptions options) throws IOException {

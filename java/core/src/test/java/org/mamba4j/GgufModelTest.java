@@ -66,8 +66,7 @@ class GgufModelTest {
       checkpoint
           .hfTensors()
           .forEach((name, tensor) -> tensors.put(name, Tensor.copyOf(arena, tensor.toFloatArray(), tensor.shape())));
-      SafetensorsWriter.write(wide.resolve("model.safetensors"), tensors, Map.of());
-      Files.writeString(wide.resolve("config.json"), checkpoint.hfConfigJson());
+      TestData.writeModel(wide, tensors, checkpoint);
       assertThrows(
           IllegalArgumentException.class,
           () -> SafetensorsWriter.write(wide.resolve("refused"), checkpoint.hfTensors(), Map.of()));

@@ -6,7 +6,10 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.util.List;
+import java.util.Map;
 import java.util.Random;
+import org.mamba4j.checkpoint.Checkpoint;
+import org.mamba4j.checkpoint.SafetensorsWriter;
 import org.mamba4j.internal.NativeLibrary;
 
 /** Finds the repository's data and makes inputs. */
@@ -34,6 +37,21 @@ public final class TestData {
   /** A file or folder of tests/goldens. */
   public static Path golden(String name) {
     return root().resolve("tests/goldens").resolve(name);
+  }
+
+  /** Copies the files of a golden checkpoint into {@code folder}. */
+  public static void copyGolden(String name, Path folder) throws IOException {
+    try (var files = Files.list(golden(name))) {
+      for (Path file : files.toList()) {
+        Files.copy(file, folder.resolve(file.getFileName()));
+      }
+    }
+  }
+
+  /** Makes {@code folder} a model with these tensors and the configuration of {@code like}. */
+  public static void writeModel(Path folder, Map<String, Tensor> tensors, Checkpoint like) throws IOException {
+    SafetensorsWriter.write(folder.resolve("model.safetensors"), tensors, Map.of("format", "pt"));
+    Files.writeString(folder.resolve("config.json"), like.hfConfigJson());
   }
 
   /** The library that the tests run on. */

@@ -22,7 +22,6 @@ import org.junit.jupiter.params.provider.CsvSource;
 import org.mamba4j.ModelOptions.Weights;
 import org.mamba4j.checkpoint.Checkpoint;
 import org.mamba4j.checkpoint.GgufBuilder;
-import org.mamba4j.checkpoint.SafetensorsWriter;
 
 @Timeout(120)
 class WeightTypeTest {
@@ -50,8 +49,7 @@ class WeightTypeTest {
         }
         bytes += entry.getValue().segment().byteSize();
       }
-      SafetensorsWriter.write(folder.resolve("model.safetensors"), tensors, Map.of());
-      Files.writeString(folder.resolve("config.json"), checkpoint.hfConfigJson());
+      TestData.writeModel(folder, tensors, checkpoint);
     }
     try (Model expected = Model.load(folder)) {
       Logits found = logits(TestData.golden(golden), type);
@@ -89,8 +87,7 @@ class WeightTypeTest {
           bytes += tensor.segment().byteSize();
         }
       }
-      SafetensorsWriter.write(folder.resolve("model.safetensors"), tensors, Map.of());
-      Files.writeString(folder.resolve("config.json"), checkpoint.hfConfigJson());
+      TestData.writeModel(folder, tensors, checkpoint);
     }
     assertTrue(count > 4);
     Logits found = logits(TestData.golden(golden), type);
@@ -103,9 +100,7 @@ class WeightTypeTest {
   /** What is converted does not refer to the files any more. */
   @Test
   void letsGoOfTheFiles(@TempDir Path folder) throws IOException {
-    for (String name : new String[] {"config.json", "model.safetensors"}) {
-      Files.copy(TestData.golden("mamba1-tied").resolve(name), folder.resolve(name));
-    }
+    TestData.copyGolden("mamba1-tied", folder);
     var progress = new ArrayList<long[]>();
     var options =
         ModelOptions.defaults()
@@ -120,6 +115,17 @@ class WeightTypeTest {
       assertArrayEquals(logits, logits(model));
     }
     assertEquals(before, Engine.nativeBytes());
+  }
+
+  /** Models that fit into the caches do not stay in their files, whatever was asked for. */
+  @Test
+  void smallModelsAreCopied(@TempDir Path folder) throws IOException {
+    TestData.copyGolden("mamba2-g2", folder);
+    try (Model model = Model.load(folder, ModelOptions.defaults().withWeights(Weights.MAPPED))) {
+      float[] logits = logits(model);
+      Files.write(folder.resolve("model.safetensors"), new byte[0]); // truncated: a mapped page would be fatal
+      assertArrayEquals(logits, logits(model));
+    }
   }
 
   @ParameterizedTest
@@ -144,8 +150,7 @@ class WeightTypeTest {
       Tensor spoiled = tensors.get("backbone.layers.1.mixer.out_proj.weight").copyTo(arena);
       spoiled.setFloat(weight, 3, 5);
       tensors.put("backbone.layers.1.mixer.out_proj.weight", spoiled);
-      SafetensorsWriter.write(folder.resolve("model.safetensors"), tensors, Map.of());
-      Files.writeString(folder.resolve("config.json"), checkpoint.hfConfigJson());
+      TestData.writeModel(folder, tensors, checkpoint);
     }
     long before = Engine.nativeBytes();
     var e = assertThrows(IllegalArgumentException.class, () -> logits(folder, type));

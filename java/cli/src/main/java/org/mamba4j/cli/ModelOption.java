@@ -71,14 +71,19 @@ final class ModelOption {
 
   /** The model with its tokenizer, if it has one. */
   TextModel loadText(Engine engine) throws IOException {
-    return TextModel.load(folder(), options(engine));
+    return loadText(engine, weights);
+  }
+
+  /** With its matrices in another type than {@code --weights} says. */
+  TextModel loadText(Engine engine, WeightType type) throws IOException {
+    return TextModel.load(folder(), options(engine).withWeightType(type));
   }
 
   ModelOptions options(Engine engine) {
     return ModelOptions.defaults().withEngine(engine).withWeightType(weights).withProgress(progress());
   }
 
-  private ProgressListener progress() {
+  ProgressListener progress() {
     return new ProgressBar(command.commandLine().getErr(), Boolean.getBoolean(TERMINAL_PROPERTY));
   }
 }

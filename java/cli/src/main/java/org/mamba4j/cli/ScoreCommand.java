@@ -5,6 +5,8 @@ import java.util.LinkedHashMap;
 import java.util.Locale;
 import java.util.Map;
 import org.mamba4j.Engine;
+import org.mamba4j.WeightType;
+import org.mamba4j.text.Comparison;
 import org.mamba4j.text.Score;
 import org.mamba4j.text.TextModel;
 import picocli.CommandLine.ArgGroup;
@@ -22,15 +24,26 @@ import picocli.CommandLine.Option;
       "",
       "With --json: tokens, logprobs (one fewer), total_logprob, perplexity.",
       "",
+      "--against compares with the same model in other weights: the perplexity of both, and the Kullback-Leibler",
+      "divergence of each prediction from theirs, in nats. With --json: tokens (how many), weights, perplexity, against,",
+      "against_perplexity, kl_mean, kl_p99.",
+      "",
       "Examples:",
       "  mamba4j score --model tests/models/mamba2-java-9m --prompt 'for (int i = 0; i < n; i++) {'",
-      "  mamba4j score --model tests/models/mamba2-java-9m --prompt-file Main.java --json"
+      "  mamba4j score --model tests/models/mamba2-java-9m --prompt-file Main.java --json",
+      "  mamba4j score --model tests/models/mamba2-java-9m --weights int8 --against f32 --prompt-file Main.java"
     })
 final class ScoreCommand extends CliCommand {
   @Mixin ModelOption model;
 
   @ArgGroup(exclusive = true, multiplicity = "1")
   Prompt prompt;
+
+  @Option(
+      names = "--against",
+      paramLabel = "TYPE",
+      description = "Compare with these weights: ${COMPLETION-CANDIDATES}. Both are held in memory.")
+  WeightType against;
 
   @Option(names = "--json", description = "Print one JSON object.", defaultValue = "false")
   boolean json;
@@ -41,7 +54,14 @@ final class ScoreCommand extends CliCommand {
   public Integer call() throws IOException {
     try (Engine engine = Engine.create(device.engineOptions());
         TextModel loaded = model.loadText(engine)) {
-      Score score = prompt.ids() == null ? loaded.score(prompt.text()) : loaded.score(prompt.ids());
+      int[] ids = prompt.ids() == null ? loaded.tokenizer().encode(prompt.text()) : prompt.ids();
+      if (against != null) {
+        try (TextModel reference = model.loadText(engine, against)) {
+          printComparison(loaded.compare(ids, reference));
+        }
+        return 0;
+      }
+      Score score = loaded.score(ids);
       if (json) {
         printJson(score);
       } else {
@@ -58,6 +78,33 @@ final class ScoreCommand extends CliCommand {
     object.put("total_logprob", score.totalLogProb());
     object.put("perplexity", Json.number(score.perplexity()));
     Json.print(out(), object);
+  }
+
+  private void printComparison(Comparison comparison) throws IOException {
+    double perplexity = comparison.score().perplexity();
+    double referencePerplexity = comparison.reference().perplexity();
+    double mean = comparison.meanDivergence();
+    double high = comparison.divergenceQuantile(0.99);
+    int count = comparison.divergences().length;
+    if (json) {
+      Map<String, Object> object = new LinkedHashMap<>();
+      object.put("tokens", count + 1);
+      object.put("weights", name(model.weights));
+      object.put("perplexity", Json.number(perplexity));
+      object.put("against", name(against));
+      object.put("against_perplexity", Json.number(referencePerplexity));
+      object.put("kl_mean", Json.number(mean));
+      object.put("kl_p99", Json.number(high));
+      Json.print(out(), object);
+      return;
+    }
+    out().printf(Locale.ROOT, "%-8s perplexity %.4f over %d tokens%n", name(model.weights), perplexity, count);
+    out().printf(Locale.ROOT, "%-8s perplexity %.4f%n", name(against), referencePerplexity);
+    out().printf(Locale.ROOT, "%-8s mean %.3g, 99th percentile %.3g nats a token%n", "KL", mean, high);
+  }
+
+  private static String name(WeightType type) {
+    return type.name().toLowerCase(Locale.ROOT);
   }
 
   private void printTable(Score score, TextModel loaded) {

@@ -41,8 +41,6 @@ public final class Checkpoint implements AutoCloseable {
   private static final String CONFIG = "config.json";
   private static final Pattern LAYER = Pattern.compile("backbone\\.layers\\.(\\d{1,9})\\..*", Pattern.DOTALL);
   private static final Set<DType> DTYPES = EnumSet.of(DType.F32, DType.F16, DType.BF16);
-  private static final Pattern MATRIX =
-      Pattern.compile("backbone\\.embeddings\\.weight|lm_head\\.weight|.*_proj\\.weight");
   private static final int MAX_LISTED = 8;
 
   private final TensorIndex index;
@@ -268,7 +266,7 @@ public final class Checkpoint implements AutoCloseable {
       throw CheckpointException.tensor(
           index.fileOf(name), index.spelling(name), "shape " + Arrays.toString(shape), Arrays.toString(tensor.shape()));
     }
-    boolean matrix = MATRIX.matcher(name).matches();
+    boolean matrix = WeightNames.isMatrix(name);
     if (!DTYPES.contains(tensor.dtype()) && !(matrix && tensor.dtype().isBlock())) {
       String expected = matrix ? "dtype F32, F16, BF16, Q8_0 or Q4_0" : "dtype F32, F16 or BF16";
       throw CheckpointException.tensor(index.fileOf(name), index.spelling(name), expected, tensor.dtype());

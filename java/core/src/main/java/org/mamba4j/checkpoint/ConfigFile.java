@@ -44,7 +44,7 @@ record ConfigFile(
     int[] eosTokenIds) {
 
   static final int MAX_BYTES = 16 << 20;
-  private static final long MAX_CHUNK_SIZE = 4096;
+  static final long MAX_CHUNK_SIZE = 4096;
   private static final float[] NO_LIMIT = {0, Float.POSITIVE_INFINITY};
 
   private static final Map<String, Family> FAMILIES =

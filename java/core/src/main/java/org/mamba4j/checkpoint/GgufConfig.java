@@ -2,18 +2,21 @@ package org.mamba4j.checkpoint;
 
 import static org.mamba4j.checkpoint.CheckpointException.quote;
 
+import java.util.LinkedHashSet;
 import java.util.Optional;
 import org.mamba4j.Family;
 import org.mamba4j.checkpoint.ConfigObject.Stated;
 
 /** What the metadata of a GGUF file says about a model. */
 final class GgufConfig {
-  private static final String ARCHITECTURE = "general.architecture";
-  private static final String EOS = "tokenizer.ggml.eos_token_id";
-  private static final long CHUNK_SIZE = 256; // not in the file; what the original models use
+  static final String ARCHITECTURE = "general.architecture";
+  static final String EOS = "tokenizer.ggml.eos_token_id";
+  static final String ALL_EOS = "tokenizer.ggml.eos_token_ids"; // where a model has several
+  static final String CHUNK_SIZE = "ssm.chunk_size"; // written by this library alone
+  private static final long DEFAULT_CHUNK_SIZE = 256; // what the original models use
 
   // Falcon-Mamba's own constant, which the file does not hold: llama.cpp takes the epsilon of the other norms instead.
-  private static final float FALCON_MIXER_EPS = 1e-6f;
+  static final float FALCON_MIXER_EPS = 1e-6f;
 
   private final GgufMetadata metadata;
   private final String prefix;
@@ -54,7 +57,7 @@ final class GgufConfig {
         Stated.nothing("head_dim"),
         mamba2 ? dimension("ssm.group_count") : Stated.nothing("ssm.group_count"),
         1,
-        mamba2 ? CHUNK_SIZE : 0,
+        mamba2 ? chunkSize() : 0,
         epsilon("attention.layer_norm_rms_epsilon"),
         falcon ? FALCON_MIXER_EPS : 0,
         new float[] {0, Float.POSITIVE_INFINITY},
@@ -73,6 +76,15 @@ final class GgufConfig {
     return new Stated(key, value.getAsLong());
   }
 
+  private long chunkSize() throws CheckpointException {
+    String key = prefix + CHUNK_SIZE;
+    long size = metadata.integer(key).orElse(DEFAULT_CHUNK_SIZE);
+    if (size < 1 || size > ConfigFile.MAX_CHUNK_SIZE) {
+      throw metadata.wrong(key, "1 to " + ConfigFile.MAX_CHUNK_SIZE, size);
+    }
+    return size;
+  }
+
   private float epsilon(String name) throws CheckpointException {
     String key = prefix + name;
     var value = metadata.number(key);
@@ -84,13 +96,21 @@ final class GgufConfig {
   }
 
   private int[] endTokens() throws CheckpointException {
-    var id = metadata.integer(EOS);
-    if (id.isEmpty()) {
-      return new int[0];
+    var ids = new LinkedHashSet<Integer>();
+    var first = metadata.integer(EOS);
+    if (first.isPresent()) {
+      ids.add(tokenId(EOS, first.getAsLong()));
     }
-    if (id.getAsLong() < 0 || id.getAsLong() > Integer.MAX_VALUE) {
-      throw metadata.wrong(EOS, "a token id", id.getAsLong());
+    for (long id : metadata.integers(ALL_EOS).orElse(new long[0])) {
+      ids.add(tokenId(ALL_EOS, id));
     }
-    return new int[] {(int) id.getAsLong()};
+    return ids.stream().mapToInt(Integer::intValue).toArray();
+  }
+
+  private int tokenId(String key, long id) throws CheckpointException {
+    if (id < 0 || id > Integer.MAX_VALUE) {
+      throw metadata.wrong(key, "a token id", id);
+    }
+    return (int) id;
   }
 }

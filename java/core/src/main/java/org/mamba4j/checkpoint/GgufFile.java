@@ -30,11 +30,11 @@ import org.mamba4j.Tensor;
  * readers. Safe for use by threads.
  */
 public final class GgufFile implements AutoCloseable {
-  private static final int MAGIC = 'G' | 'G' << 8 | 'U' << 16 | 'F' << 24;
+  static final int MAGIC = 'G' | 'G' << 8 | 'U' << 16 | 'F' << 24;
   private static final int MAX_ENTRIES = 1 << 20;
   private static final int MAX_NAME = 256; // bytes; llama.cpp itself stops at 64
   private static final int MAX_DIMS = 4;
-  private static final int DEFAULT_ALIGNMENT = 32;
+  static final int DEFAULT_ALIGNMENT = 32;
   private static final int MAX_ALIGNMENT = 1 << 16;
 
   private static final Map<Long, DType> DTYPES =
@@ -65,6 +65,11 @@ public final class GgufFile implements AutoCloseable {
     this.data = data;
     this.metadata = metadata;
     this.entries = entries;
+  }
+
+  /** The number that files have for {@code dtype}. */
+  static int typeCode(DType dtype) {
+    return DTYPES.entrySet().stream().filter(e -> e.getValue() == dtype).findFirst().orElseThrow().getKey().intValue();
   }
 
   /**
@@ -99,13 +104,7 @@ public final class GgufFile implements AutoCloseable {
    *     of types that are not supported
    */
   public static GgufFile open(Path path) throws IOException {
-    Arena arena = Arena.ofShared();
-    try {
-      return read(path, InputFiles.map(path, arena), arena);
-    } catch (Throwable e) {
-      arena.close();
-      throw e;
-    }
+    return InputFiles.open(path, GgufFile::read);
   }
 
   /** Checks the file whose bytes are {@code file}; {@code arena} goes with the result. */

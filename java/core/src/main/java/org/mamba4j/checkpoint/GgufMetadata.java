@@ -23,7 +23,7 @@ public final class GgufMetadata {
   private static final int MAX_ELEMENTS = 1 << 22;
 
   /** In the order of their codes; {@code width} is 0 where it varies. */
-  private enum Type {
+  enum Type {
     UINT8(1),
     INT8(1),
     UINT16(2),

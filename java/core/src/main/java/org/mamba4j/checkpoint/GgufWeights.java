@@ -1,13 +1,13 @@
 package org.mamba4j.checkpoint;
 
+import static org.mamba4j.checkpoint.GgufNames.inBlockIs;
+
 import java.lang.foreign.Arena;
 import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.Map;
 import java.util.Set;
-import java.util.regex.Pattern;
-import java.util.stream.Collectors;
 import org.mamba4j.DType;
 import org.mamba4j.Family;
 import org.mamba4j.Tensor;
@@ -17,48 +17,21 @@ import org.mamba4j.Tensor;
  * which holds A, becomes A_log in memory of its own.
  */
 final class GgufWeights implements TensorFile {
-  private static final Pattern BLOCK = Pattern.compile("blk\\.(\\d{1,9})\\.(.*)", Pattern.DOTALL);
-  private static final Pattern LAYER = Pattern.compile("backbone\\.layers\\.(\\d{1,9})\\.(.*)", Pattern.DOTALL);
-  private static final String A = "ssm_a";
-  private static final String D = "ssm_d";
-  private static final String CONV = "ssm_conv1d.weight";
-  private static final String MIXER_NORM = "ssm_norm.weight";
-
-  private static final Map<String, String> GLOBAL =
-      Map.of(
-          "token_embd.weight", WeightNames.EMBEDDING,
-          "output_norm.weight", WeightNames.NORM_F,
-          "output.weight", WeightNames.LM_HEAD);
-
   private final GgufFile file;
   private final boolean mamba2;
   private final Arena arena = Arena.ofShared();
-  private final Map<String, String> inBlock; // GGUF to Hugging Face
-  private final Map<String, String> fromBlock; // and back
+  private final GgufNames names;
   private final Map<String, Tensor> converted = new LinkedHashMap<>();
 
   /** Takes over the file, but not if it throws. */
   GgufWeights(GgufFile file, Family family) throws CheckpointException {
     this.file = file;
     this.mamba2 = family == Family.MAMBA2;
-    this.inBlock =
-        Map.ofEntries(
-            Map.entry("attn_norm.weight", WeightNames.NORM),
-            Map.entry("ssm_in.weight", WeightNames.IN_PROJ),
-            Map.entry(CONV, WeightNames.CONV),
-            Map.entry("ssm_conv1d.bias", WeightNames.CONV_BIAS),
-            Map.entry("ssm_x.weight", WeightNames.X_PROJ),
-            Map.entry("ssm_dt.weight", WeightNames.DT_PROJ),
-            Map.entry("ssm_dt.bias", mamba2 ? WeightNames.DT_BIAS : WeightNames.DT_PROJ_BIAS),
-            Map.entry(A, WeightNames.A_LOG),
-            Map.entry(D, WeightNames.D),
-            Map.entry(MIXER_NORM, WeightNames.MIXER_NORM),
-            Map.entry("ssm_out.weight", WeightNames.OUT_PROJ));
-    this.fromBlock = inBlock.entrySet().stream().collect(Collectors.toMap(Map.Entry::getValue, Map.Entry::getKey));
+    this.names = new GgufNames(family);
     try {
       for (String name : file.names()) {
         Tensor tensor = tensorInPlace(name);
-        converted.put(name, inBlockIs(name, A) ? aLog(name, tensor) : tensor);
+        converted.put(name, inBlockIs(name, GgufNames.A) ? aLog(name, tensor) : tensor);
       }
     } catch (Throwable e) {
       arena.close();
@@ -79,26 +52,12 @@ final class GgufWeights implements TensorFile {
 
   @Override
   public String canonical(String name) {
-    var block = BLOCK.matcher(name);
-    if (block.matches()) {
-      String known = inBlock.get(block.group(2));
-      return known == null ? name : "backbone.layers." + block.group(1) + "." + known;
-    }
-    return GLOBAL.getOrDefault(name, name);
+    return names.canonical(name);
   }
 
   @Override
   public String spelling(String canonical) {
-    var layer = LAYER.matcher(canonical);
-    if (layer.matches()) {
-      String known = fromBlock.get(layer.group(2));
-      return known == null ? canonical : "blk." + layer.group(1) + "." + known;
-    }
-    return GLOBAL.entrySet().stream()
-        .filter(e -> e.getValue().equals(canonical))
-        .map(Map.Entry::getKey)
-        .findFirst()
-        .orElse(canonical);
+    return names.spelling(canonical);
   }
 
   @Override
@@ -106,25 +65,20 @@ final class GgufWeights implements TensorFile {
     return converted.get(name);
   }
 
-  private static boolean inBlockIs(String name, String suffix) {
-    var block = BLOCK.matcher(name);
-    return block.matches() && block.group(2).equals(suffix);
-  }
-
   /** The view that has Hugging Face's shape. Dimensions of 1 that end a GGUF shape's list may be missing in it. */
   private Tensor tensorInPlace(String name) throws CheckpointException {
     Tensor tensor = file.tensor(name);
-    if (inBlockIs(name, CONV)) {
+    if (inBlockIs(name, GgufNames.CONV)) {
       requirePlain(name, tensor);
       requireRank(name, tensor, 2, "[channels, d_conv]");
       return tensor.reshape(tensor.dim(0), 1, tensor.dim(1));
     }
-    if (mamba2 && inBlockIs(name, MIXER_NORM)) {
+    if (mamba2 && inBlockIs(name, GgufNames.MIXER_NORM)) {
       requireRank(name, tensor, 2, "[n_groups, d_inner / n_groups]");
       requirePlain(name, tensor);
       return tensor.reshape(tensor.size());
     }
-    if (mamba2 && (inBlockIs(name, A) || inBlockIs(name, D))) {
+    if (mamba2 && (inBlockIs(name, GgufNames.A) || inBlockIs(name, GgufNames.D))) {
       requirePlain(name, tensor);
       if (tensor.rank() > 2 || tensor.rank() == 2 && tensor.dim(1) != 1) {
         throw CheckpointException.tensor(path(), name, "shape [heads, 1]", Arrays.toString(tensor.shape()));
@@ -135,7 +89,7 @@ final class GgufWeights implements TensorFile {
   }
 
   private void requireRank(String name, Tensor tensor, int rank, String shape) throws CheckpointException {
-    boolean oneRow = rank == 2 && tensor.rank() == 1 && inBlockIs(name, MIXER_NORM);
+    boolean oneRow = rank == 2 && tensor.rank() == 1 && inBlockIs(name, GgufNames.MIXER_NORM);
     if (tensor.rank() != rank && !oneRow) {
       throw CheckpointException.tensor(path(), name, "shape " + shape, Arrays.toString(tensor.shape()));
     }
@@ -162,7 +116,12 @@ final class GgufWeights implements TensorFile {
     return aLog;
   }
 
-  /** The float whose -exp is closest to {@code a}. */
+  /** A of an A_log, as files hold it and the native library computes it. */
+  static float a(float aLog) {
+    return (float) -Math.exp(aLog);
+  }
+
+  /** The float whose -exp is closest to {@code a}: if {@code a} is {@link #a} of some float, so it is of this one. */
   static float aLog(float a) {
     float nearest = (float) Math.log(-(double) a);
     float best = nearest;

@@ -15,10 +15,26 @@ import java.nio.file.StandardOpenOption;
 
 /** Opens files of a checkpoint. Only regular files: opening a pipe or a device could block for ever. */
 final class InputFiles {
+  /** Checks the file whose bytes are {@code bytes}; {@code arena}, which holds them, goes with the result. */
+  @FunctionalInterface
+  interface Reader<T> {
+    T read(Path file, MemorySegment bytes, Arena arena) throws IOException;
+  }
+
   private InputFiles() {}
 
-  /** Maps a whole file read-only; the mapping goes with {@code arena}. */
-  static MemorySegment map(Path file, Arena arena) throws IOException {
+  /** Maps a whole file read-only and reads it. */
+  static <T> T open(Path file, Reader<T> reader) throws IOException {
+    Arena arena = Arena.ofShared();
+    try {
+      return reader.read(file, map(file, arena), arena);
+    } catch (Throwable e) {
+      arena.close();
+      throw e;
+    }
+  }
+
+  private static MemorySegment map(Path file, Arena arena) throws IOException {
     requireRegular(file);
     try (FileChannel channel = FileChannel.open(file, StandardOpenOption.READ)) {
       return channel.map(MapMode.READ_ONLY, 0, channel.size(), arena);

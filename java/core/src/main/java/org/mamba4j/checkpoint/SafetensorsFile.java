@@ -46,13 +46,7 @@ public final class SafetensorsFile implements TensorFile {
    * @throws CheckpointException if it cannot be read or is not a valid safetensors file
    */
   public static SafetensorsFile open(Path path) throws IOException {
-    Arena arena = Arena.ofShared();
-    try {
-      return read(path, InputFiles.map(path, arena), arena);
-    } catch (Throwable e) {
-      arena.close();
-      throw e;
-    }
+    return InputFiles.open(path, SafetensorsFile::read);
   }
 
   /** Checks the file whose bytes are {@code file}; {@code arena} goes with the result. */

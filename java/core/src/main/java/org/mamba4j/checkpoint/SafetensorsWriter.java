@@ -5,18 +5,13 @@ import com.fasterxml.jackson.core.JsonGenerator;
 import java.io.ByteArrayOutputStream;
 import java.io.IOException;
 import java.lang.foreign.Arena;
-import java.lang.foreign.MemorySegment;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.channels.FileChannel;
-import java.nio.file.Files;
 import java.nio.file.Path;
-import java.nio.file.StandardCopyOption;
-import java.nio.file.StandardOpenOption;
 import java.util.Comparator;
 import java.util.List;
 import java.util.Map;
-import java.util.UUID;
 import org.mamba4j.DType;
 import org.mamba4j.Tensor;
 
@@ -24,14 +19,12 @@ import org.mamba4j.Tensor;
 public final class SafetensorsWriter {
   private static final JsonFactory JSON = new JsonFactory();
   private static final int ALIGNMENT = 8;
-  private static final long MAX_WRITE = 1 << 30;
 
   private SafetensorsWriter() {}
 
   /**
-   * Writes tensors, of any strides, into a file that appears at once and complete: it is written beside its place
-   * under another name, flushed to disk and then moved. An existing file is replaced; readers that have it mapped keep
-   * the old one.
+   * Writes tensors, of any strides, into a file that appears at once and complete. An existing file is replaced;
+   * readers that have it mapped keep the old one.
    *
    * <p>Wide element types come first, tensors of one width in the order of the map, so that every tensor is aligned.
    *
@@ -46,19 +39,14 @@ public final class SafetensorsWriter {
         tensors.entrySet().stream()
             .sorted(Comparator.comparingInt(e -> -e.getValue().dtype().byteSize()))
             .toList();
-    Path partial = path.resolveSibling("." + path.getFileName() + "." + UUID.randomUUID() + ".partial");
-    try {
-      try (var out = FileChannel.open(partial, StandardOpenOption.CREATE_NEW, StandardOpenOption.WRITE)) {
-        writeFully(out, header(ordered, metadata));
-        for (var entry : ordered) {
-          writeTensor(out, entry.getValue());
-        }
-        out.force(true);
-      }
-      Files.move(partial, path, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
-    } finally {
-      Files.deleteIfExists(partial);
-    }
+    OutputFiles.replace(
+        path,
+        out -> {
+          OutputFiles.write(out, header(ordered, metadata));
+          for (var entry : ordered) {
+            writeTensor(out, entry.getValue());
+          }
+        });
   }
 
   private static void refuseBlocks(String name, Tensor tensor) {
@@ -113,15 +101,6 @@ public final class SafetensorsWriter {
       }
       return;
     }
-    MemorySegment bytes = tensor.segment();
-    for (long at = 0; at < bytes.byteSize(); at += MAX_WRITE) {
-      writeFully(out, bytes.asSlice(at, Math.min(MAX_WRITE, bytes.byteSize() - at)).asByteBuffer());
-    }
-  }
-
-  private static void writeFully(FileChannel out, ByteBuffer buffer) throws IOException {
-    while (buffer.hasRemaining()) {
-      out.write(buffer);
-    }
+    OutputFiles.write(out, tensor.segment());
   }
 }

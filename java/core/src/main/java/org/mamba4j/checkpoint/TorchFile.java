@@ -49,13 +49,7 @@ public final class TorchFile implements TensorFile {
    * @throws CheckpointException if it cannot be read, is damaged, or holds anything but tensors by name
    */
   public static TorchFile open(Path path) throws IOException {
-    Arena arena = Arena.ofShared();
-    try {
-      return read(path, InputFiles.map(path, arena), arena);
-    } catch (Throwable e) {
-      arena.close();
-      throw e;
-    }
+    return InputFiles.open(path, TorchFile::read);
   }
 
   /** Checks the file whose bytes are {@code file}; {@code arena} goes with the result and holds what is copied. */

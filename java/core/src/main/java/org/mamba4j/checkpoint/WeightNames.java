@@ -3,6 +3,7 @@ package org.mamba4j.checkpoint;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.function.Function;
+import java.util.regex.Pattern;
 import org.mamba4j.Family;
 import org.mamba4j.ModelConfig;
 
@@ -34,7 +35,15 @@ final class WeightNames {
     }
   }
 
+  private static final Pattern MATRIX =
+      Pattern.compile("backbone\\.embeddings\\.weight|lm_head\\.weight|.*_proj\\.weight", Pattern.DOTALL);
+
   private WeightNames() {}
+
+  /** Whether a tensor may be held in another element type than float32, in blocks too. */
+  static boolean isMatrix(String name) {
+    return MATRIX.matcher(name).matches();
+  }
 
   static String layer(int layer, String name) {
     return "backbone.layers." + layer + "." + name;

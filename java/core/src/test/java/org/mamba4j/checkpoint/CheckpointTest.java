@@ -14,7 +14,6 @@ import java.nio.ByteOrder;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.LinkedHashMap;
-import java.util.Map;
 import java.util.function.UnaryOperator;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -25,6 +24,7 @@ import org.mamba4j.DType;
 import org.mamba4j.Family;
 import org.mamba4j.ModelConfig;
 import org.mamba4j.Tensor;
+import org.mamba4j.TestData;
 
 class CheckpointTest {
   private static final String LAYER_1 = "backbone.layers.1.mixer.";
@@ -149,8 +149,7 @@ class CheckpointTest {
       })
   void convertedCheckpointsAreTheSame(String golden) throws IOException {
     try (var before = Checkpoint.open(Goldens.folder(golden))) {
-      SafetensorsWriter.write(folder.resolve("model.safetensors"), before.hfTensors(), Map.of("format", "pt"));
-      Files.writeString(folder.resolve("config.json"), before.hfConfigJson());
+      TestData.writeModel(folder, before.hfTensors(), before);
       try (var after = Checkpoint.open(folder)) {
         assertSameTensors(before, after);
         assertEquals(before.config(), after.config());
@@ -350,11 +349,7 @@ class CheckpointTest {
     String index = "model.safetensors.index.json";
     String first = "model-00001-of-00002.safetensors";
     String second = "model-00002-of-00002.safetensors";
-    try (var files = Files.list(Goldens.folder("mamba2-g1-sharded"))) {
-      for (Path file : files.toList()) {
-        Files.copy(file, folder.resolve(file.getFileName()));
-      }
-    }
+    TestData.copyGolden("mamba2-g1-sharded", folder);
     String json = Files.readString(folder.resolve(index));
     String entry = "\"backbone.layers.0.mixer.D\": \"" + first + "\"";
     assertTrue(json.contains(entry));

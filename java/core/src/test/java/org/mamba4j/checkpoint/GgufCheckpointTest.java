@@ -18,6 +18,7 @@ import org.junit.jupiter.params.provider.ValueSource;
 import org.mamba4j.DType;
 import org.mamba4j.ModelConfig;
 import org.mamba4j.Tensor;
+import org.mamba4j.TestData;
 
 class GgufCheckpointTest {
   @TempDir Path folder;
@@ -231,8 +232,7 @@ class GgufCheckpointTest {
     Files.write(folder.resolve("b.gguf"), bytes);
     Files.write(folder.resolve("a.gguf"), bytes);
     assertRefused(() -> Checkpoint.open(folder), "expected one GGUF file", "'a.gguf' and 'b.gguf'");
-    Files.copy(Goldens.folder("mamba1-tied").resolve("config.json"), folder.resolve("config.json"));
-    Files.copy(Goldens.folder("mamba1-tied").resolve("model.safetensors"), folder.resolve("model.safetensors"));
+    TestData.copyGolden("mamba1-tied", folder);
     try (Checkpoint checkpoint = Checkpoint.open(folder)) {
       assertEquals(DType.F32, checkpoint.embedding().dtype(), "model.safetensors goes first");
     }

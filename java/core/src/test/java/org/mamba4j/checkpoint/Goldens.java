@@ -14,33 +14,30 @@ import java.util.Map;
 import java.util.function.UnaryOperator;
 import org.junit.jupiter.api.function.Executable;
 import org.mamba4j.Tensor;
+import org.mamba4j.TestData;
 
 /** The golden checkpoints of {@code tests/goldens}, and copies of them with something changed. */
 final class Goldens {
   private Goldens() {}
 
   static Path folder(String name) {
-    for (Path at = Path.of("").toAbsolutePath(); at != null; at = at.getParent()) {
-      Path folder = at.resolve("tests/goldens").resolve(name);
-      if (Files.isDirectory(folder)) {
-        return folder;
-      }
-    }
-    throw new IllegalStateException("there is no tests/goldens/" + name + " above " + Path.of("").toAbsolutePath());
+    return TestData.golden(name);
   }
 
   /** A copy whose configuration went through {@code edit}. */
   static Path withConfig(Path target, String golden, UnaryOperator<String> edit) throws IOException {
-    try (var files = Files.list(folder(golden))) {
-      for (Path file : files.toList()) {
-        Files.copy(file, target.resolve(file.getFileName()));
-      }
-    }
-    String before = Files.readString(target.resolve("config.json"));
+    TestData.copyGolden(golden, target);
+    return editConfig(target, edit);
+  }
+
+  /** Changes the configuration of a copy. */
+  static Path editConfig(Path folder, UnaryOperator<String> edit) throws IOException {
+    Path config = folder.resolve("config.json");
+    String before = Files.readString(config);
     String after = edit.apply(before);
     assertFalse(before.equals(after), "the edit changes nothing");
-    Files.writeString(target.resolve("config.json"), after);
-    return target;
+    Files.writeString(config, after);
+    return folder;
   }
 
   /** A change of a golden's tensors. */

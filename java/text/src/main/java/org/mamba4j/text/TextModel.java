@@ -205,10 +205,7 @@ public final class TextModel implements AutoCloseable {
    * @throws IllegalArgumentException if there are fewer than two: the first one is not predicted by anything
    */
   public Score score(int[] ids) {
-    if (ids.length < 2) {
-      throw new IllegalArgumentException("a score needs at least 2 tokens, got " + ids.length
-          + ": the first one is given, each further one is predicted from those before it");
-    }
+    requirePredicted(ids);
     float[] logProbs = new float[ids.length - 1];
     Exponentials exponentials = new Exponentials();
     try (Session session = model.newSession()) {
@@ -223,10 +220,57 @@ public final class TextModel implements AutoCloseable {
     return new Score(ids.clone(), logProbs);
   }
 
-  private static float logSoftmaxAt(float[] logits, int id, Exponentials exponentials) {
-    if (id < 0 || id >= logits.length) {
-      throw new IllegalArgumentException("token id " + id + ", expected 0 to " + (logits.length - 1));
+  /**
+   * Lets this model and another one predict a sequence of token ids side by side.
+   *
+   * @throws IllegalArgumentException if there are fewer than two ids, or the vocabularies differ in size
+   */
+  public Comparison compare(int[] ids, TextModel reference) {
+    requirePredicted(ids);
+    if (model.config().vocabSize() != reference.model.config().vocabSize()) {
+      throw new IllegalArgumentException("the models have vocabularies of %d and %d tokens, expected the same"
+          .formatted(model.config().vocabSize(), reference.model.config().vocabSize()));
     }
+    float[] logProbs = new float[ids.length - 1];
+    float[] referenceLogProbs = new float[logProbs.length];
+    double[] divergences = new double[logProbs.length];
+    try (Session session = model.newSession();
+        Session referenceSession = reference.model.newSession()) {
+      for (int from = 0; from < logProbs.length; from += SCORE_CHUNK) {
+        int to = Math.min(from + SCORE_CHUNK, logProbs.length);
+        int[] chunk = Arrays.copyOfRange(ids, from, to);
+        Tensor logits = session.advanceAll(chunk); // [to - from, vocab]
+        Tensor referenceLogits = referenceSession.advanceAll(chunk);
+        for (int i = from; i < to; i++) {
+          LogSoftmax found = LogSoftmax.of(logits.select(0, i - from).toFloatArray());
+          LogSoftmax expected = LogSoftmax.of(referenceLogits.select(0, i - from).toFloatArray());
+          int next = checkId(ids[i + 1], found.logits().length);
+          logProbs[i] = (float) found.at(next);
+          referenceLogProbs[i] = (float) expected.at(next);
+          divergences[i] = expected.divergenceFrom(found);
+        }
+      }
+    }
+    return new Comparison(
+        new Score(ids.clone(), logProbs), new Score(ids.clone(), referenceLogProbs), divergences);
+  }
+
+  private static void requirePredicted(int[] ids) {
+    if (ids.length < 2) {
+      throw new IllegalArgumentException("a score needs at least 2 tokens, got " + ids.length
+          + ": the first one is given, each further one is predicted from those before it");
+    }
+  }
+
+  private static int checkId(int id, int count) {
+    if (id < 0 || id >= count) {
+      throw new IllegalArgumentException("token id " + id + ", expected 0 to " + (count - 1));
+    }
+    return id;
+  }
+
+  private static float logSoftmaxAt(float[] logits, int id, Exponentials exponentials) {
+    checkId(id, logits.length);
     float max = Float.NEGATIVE_INFINITY;
     for (float logit : logits) {
       max = Math.max(max, logit);

@@ -12,6 +12,7 @@ import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.Map;
 import java.util.Objects;
+import java.util.Optional;
 import java.util.Set;
 import java.util.concurrent.locks.ReadWriteLock;
 import java.util.concurrent.locks.ReentrantReadWriteLock;
@@ -47,6 +48,17 @@ public final class Tokenizer implements AutoCloseable {
         : model.resolve(TokenizerFiles.TOKENIZER);
   }
 
+  /**
+   * The {@code tokenizer.json} that {@link #load} takes for a model without such a file: the vocabulary of its GGUF
+   * file; empty if there is none to be had.
+   */
+  public static Optional<byte[]> jsonOfGguf(Path model) throws IOException {
+    if (GgufTokenizer.missing(model).isPresent()) {
+      return Optional.empty();
+    }
+    return Optional.of(GgufTokenizer.json(GgufFile.find(model).orElseThrow()));
+  }
+
   /** What keeps {@link #load} from finding a tokenizer. */
   static String missing(Path model) throws IOException {
     String why = GgufFile.find(model).isEmpty() ? "" : ", and " + GgufTokenizer.missing(model).orElse("");
@@ -68,11 +80,12 @@ public final class Tokenizer implements AutoCloseable {
         return load(file, in, files);
       }
     }
-    if (GgufTokenizer.missing(model).isPresent()) {
+    Optional<byte[]> vocabulary = jsonOfGguf(model);
+    if (vocabulary.isEmpty()) {
       throw new IOException(missing(model));
     }
     Path gguf = GgufFile.find(model).orElseThrow();
-    byte[] json = GgufTokenizer.json(gguf);
+    byte[] json = vocabulary.get();
     return load(gguf, new ByteArrayInputStream(json), TokenizerFiles.read(gguf, json));
   }
 
