@@ -85,7 +85,8 @@ struct Place {
 
 // Neighbouring channels can be read in one access.
 inline bool has_pairs(const SelectiveScanArgs& a) {
-  return a.d_inner / a.n_groups % 2 == 0 && a.slot_stride % 2 == 0 && is_aligned(a.states, 8) && is_aligned(a.A, 8);
+  const int64_t strides = a.ld_u | a.ld_delta | (a.z ? a.ld_z : 0) | a.ld_out | a.slot_stride;
+  return a.d_inner / a.n_groups % 2 == 0 && strides % 2 == 0 && is_aligned(a.states, 8) && is_aligned(a.A, 8);
 }
 
 // Groups of four B and C can be read in one access.
