@@ -24,10 +24,16 @@ __device__ void load_or_zero(const T* p, bool present, float (&to)[kCount]) {
   }
 }
 
+template <typename T>
+__device__ float widen(T v, int) { return to_float(v); }
+template <typename T, int kCount>
+__device__ float widen(const Packed<T, kCount>& v, int i) { return v[i]; }
+
 // kTaps >= d_conv: the oldest taps beyond d_conv have weight zero. Each thread owns kCount channels.
 template <typename T, int kTaps, int kCount>
 __global__ void __launch_bounds__(kThreads)
     conv1d_kernel(const __grid_constant__ Conv1dArgs a, unsigned row_blocks, unsigned tiles) {
+  using Input = std::conditional_t<kCount == 1, T, Packed<T, kCount>>;
   const int64_t c = (static_cast<int64_t>(blockIdx.x % row_blocks) * kThreads + threadIdx.x) * kCount;
   const unsigned item = blockIdx.x / row_blocks;
   const Segment segment = a.segments.items[item / tiles];
@@ -75,9 +81,11 @@ __global__ void __launch_bounds__(kThreads)
   }
 
   for (int64_t t0 = begin; t0 < end; t0 += kAhead) {
-    float next[kAhead][kCount];
+    Input next[kAhead] = {};
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) load_or_zero(x + (t0 + i) * a.ld_x, t0 + i < end, next[i]);
+    for (int i = 0; i < kAhead; ++i) {
+      if (t0 + i < end) next[i] = *reinterpret_cast<const Input*>(x + (t0 + i) * a.ld_x);
+    }
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       float y[kCount];
@@ -85,7 +93,7 @@ __global__ void __launch_bounds__(kThreads)
       for (int j = 0; j < kCount; ++j) {
 #pragma unroll
         for (int k = 0; k + 1 < kTaps; ++k) inputs[k][j] = inputs[k + 1][j];
-        inputs[kTaps - 1][j] = next[i][j];
+        inputs[kTaps - 1][j] = widen(next[i], j);
         y[j] = bias[j];
 #pragma unroll
         for (int k = 0; k < kTaps; ++k) y[j] = fmaf(weight[k][j], inputs[k][j], y[j]);

@@ -129,7 +129,6 @@ bool has_vectors(const RmsNormArgs& a, int64_t per_16_bytes) {
 }  // namespace
 
 void rms_norm(const RmsNormArgs& a, cudaStream_t stream) {
-  constexpr int64_t kFewThreads = 512;  // more of them only for rows that do not fit otherwise
   const unsigned blocks = static_cast<unsigned>(a.tokens * a.n_groups);
   const int64_t vectors = ceil_div(a.dim / a.n_groups, 8);
   with_element_type(a.dtype, [&]<typename T>(T) {
@@ -138,8 +137,8 @@ void rms_norm(const RmsNormArgs& a, cudaStream_t stream) {
     };
     if (!has_vectors(a, kVecOf16Bytes<T>) || vectors > 4 * kMaxThreads) {
       rms_norm_any_kernel<T><<<blocks, threads(8 * vectors, kMaxThreads), 0, stream>>>(a);
-    } else if (vectors <= kFewThreads) {
-      rms_norm_kernel<T, 1><<<blocks, threads(vectors, kFewThreads), 0, stream>>>(a);
+    } else if (vectors <= kMaxThreads) {
+      rms_norm_kernel<T, 1><<<blocks, threads(vectors, kMaxThreads), 0, stream>>>(a);
     } else {
       rms_norm_kernel<T, 4><<<blocks, threads(ceil_div(vectors, 4), kMaxThreads), 0, stream>>>(a);
     }

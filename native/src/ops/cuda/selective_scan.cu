@@ -65,14 +65,14 @@ struct Place {
     warp = threadIdx.x / 32;
     team = in_warp % S::teams;
     lane = in_warp / S::teams;
-    const int64_t group_channels = a.d_inner / a.n_groups;
-    const unsigned group_blocks = static_cast<unsigned>((group_channels + S::channels - 1) / S::channels);
-    const unsigned row_blocks = group_blocks * static_cast<unsigned>(a.n_groups);
+    const unsigned groups = static_cast<unsigned>(a.n_groups);
+    const unsigned group_channels = static_cast<unsigned>(a.d_inner) / groups;
+    const unsigned group_blocks = (group_channels + S::channels - 1) / S::channels, row_blocks = group_blocks * groups;
     const unsigned block = blockIdx.x % row_blocks, item = blockIdx.x / row_blocks;
-    const int64_t in_group = block % group_blocks * S::channels + 2 * (warp * S::teams + team);
+    const int in_group = block % group_blocks * S::channels + 2 * (warp * S::teams + team);
     group = block / group_blocks;
     channel = group * group_channels + in_group;
-    owned = static_cast<int>(max(int64_t{0}, min(int64_t{2}, group_channels - in_group)));
+    owned = max(0, min(2, static_cast<int>(group_channels) - in_group));
     chunk = item % static_cast<unsigned>(chunks.count);
     segment = item / static_cast<unsigned>(chunks.count);
     tokens = a.segments.items[segment];
@@ -96,21 +96,24 @@ inline bool has_quads(const SelectiveScanArgs& a) {
 }
 
 template <typename T>
-__device__ Vec<T, 2> load_pair(const T* p, int owned, bool pairs) {
-  Vec<T, 2> v = {};
-  if (pairs && owned == 2) return *reinterpret_cast<const Vec<T, 2>*>(p);
-  if (owned > 0) v.v[0] = p[0];
-  if (owned > 1) v.v[1] = p[1];
+__device__ Packed<T, 2> load_pair(const T* p, int owned, bool pairs) {
+  Packed<T, 2> v = {};
+  if (pairs) {
+    if (owned > 0) v = load_packed<2>(p);
+  } else {
+    if (owned > 0) v.set(0, p[0]);
+    if (owned > 1) v.set(1, p[1]);
+  }
   return v;
 }
 
 template <typename T>
-__device__ void store_pair(T* p, const Vec<T, 2>& v, int owned, bool pairs) {
-  if (pairs && owned == 2) {
-    *reinterpret_cast<Vec<T, 2>*>(p) = v;
+__device__ void store_pair(T* p, float v0, float v1, int owned, bool pairs) {
+  if (pairs) {
+    if (owned > 0) store_floats(p, {v0, v1});
   } else {
-    if (owned > 0) p[0] = v.v[0];
-    if (owned > 1) p[1] = v.v[1];
+    if (owned > 0) p[0] = from_float<T>(v0);
+    if (owned > 1) p[1] = from_float<T>(v1);
   }
 }
 
@@ -121,24 +124,22 @@ struct BcLoader {
   static constexpr int kRow = S::states / 4;  // quads
   static constexpr int kQuads = kTile * kMatrices * kRow;
   static constexpr int kPerThread = (kQuads + kThreads - 1) / kThreads;
-  Vec<T, 4> quads[kPerThread];
+  Packed<T, 4> quads[kPerThread];
 
   __device__ void load(const SelectiveScanArgs& a, const Place<S>& at, int64_t begin, bool aligned) {
+    const int d_state = static_cast<int>(a.d_state), tokens = static_cast<int>(min(at.end - begin, int64_t{kTile}));
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
       const int index = i * kThreads + threadIdx.x;
-      const int n = index % kRow * 4, matrix = index / kRow % kMatrices;
-      const int64_t token = begin + index / kRow / kMatrices;
+      const int n = index % kRow * 4, matrix = index / kRow % kMatrices, token = index / kRow / kMatrices;
+      const T* p = static_cast<const T*>(matrix == 0 ? a.B : a.C) + (at.tokens.row + begin + token) * a.ld_bc +
+                   at.group * d_state + n;
       quads[i] = {};
-      if (index >= kQuads || token >= at.end || n >= a.d_state) continue;
-      const T* p = static_cast<const T*>(matrix == 0 ? a.B : a.C) + (at.tokens.row + token) * a.ld_bc +
-                   at.group * a.d_state + n;
       if (aligned) {
-        quads[i] = *reinterpret_cast<const Vec<T, 4>*>(p);
+        if (token < tokens && n < d_state) quads[i] = load_packed<4>(p);
       } else {
-#pragma unroll
         for (int k = 0; k < 4; ++k) {
-          if (n + k < a.d_state) quads[i].v[k] = p[k];
+          if (token < tokens && n + k < d_state) quads[i].set(k, p[k]);
         }
       }
     }
@@ -148,10 +149,10 @@ struct BcLoader {
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
       const int index = i * kThreads + threadIdx.x;
-      const Vec<T, 4>& q = quads[i];
+      const Packed<T, 4>& q = quads[i];
       if (index < kQuads) {
         reinterpret_cast<float4*>(tile)[index] =
-            make_float4(to_float(q.v[0]), to_float(q.v[1]), to_float(q.v[2]), to_float(q.v[3]));
+            make_float4(q[0], q[1], q[2], q[3]);
       }
     }
   }
@@ -160,7 +161,7 @@ struct BcLoader {
 // The activations of a lane's tokens in a tile, one in each round; zeros past the last token.
 template <typename T, typename S>
 struct Inputs {
-  Vec<T, 2> u[S::rounds], delta[S::rounds];
+  Packed<T, 2> u[S::rounds], delta[S::rounds];
 
   __device__ void load(const SelectiveScanArgs& a, const Place<S>& at, int64_t begin, bool pairs) {
 #pragma unroll
@@ -182,11 +183,11 @@ struct Inputs {
       float d[2];
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        d[c] = to_float(delta[r].v[c]) + bias[c];
+        d[c] = delta[r][c] + bias[c];
         if (a.delta_softplus) d[c] = softplus(d[c]);
         if (begin + token >= at.end) d[c] = 0;  // keeps the state as it is
       }
-      steps[token][at.team] = make_float4(d[0], d[0] * to_float(u[r].v[0]), d[1], d[1] * to_float(u[r].v[1]));
+      steps[token][at.team] = make_float4(d[0], d[0] * u[r][0], d[1], d[1] * u[r][1]);
     }
   }
 };
@@ -199,8 +200,8 @@ __device__ void load_states(const SelectiveScanArgs& a, const Place<S>& at, cons
   for (int i = 0; i < S::per_lane; ++i) {
     const int n = S::state(at.lane, i);
     const auto v = load_pair(states + n * a.d_inner + at.channel, n < a.d_state ? at.owned : 0, pairs);
-    h[i][0] = v.v[0];
-    h[i][1] = v.v[1];
+    h[i][0] = v[0];
+    h[i][1] = v[1];
   }
 }
 
@@ -210,7 +211,7 @@ __device__ void store_states(const SelectiveScanArgs& a, const Place<S>& at, flo
 #pragma unroll
   for (int i = 0; i < S::per_lane; ++i) {
     const int n = S::state(at.lane, i);
-    store_pair(states + n * a.d_inner + at.channel, {{h[i][0], h[i][1]}}, n < a.d_state ? at.owned : 0, pairs);
+    store_pair(states + n * a.d_inner + at.channel, h[i][0], h[i][1], n < a.d_state ? at.owned : 0, pairs);
   }
 }
 
@@ -317,7 +318,7 @@ __global__ void __launch_bounds__(kThreads, S::resident)
   store_states<S>(a, at, ends + a.d_state * a.d_inner, pairs, h);
   if (at.lane == 0) {
     float* sums = chunks.delta_sums + (at.segment * chunks.count + at.chunk) * a.d_inner + at.channel;
-    store_pair(sums, {{sum[0], sum[1]}}, at.owned, pairs);
+    store_pair(sums, sum[0], sum[1], at.owned, pairs);
   }
 }
 
@@ -350,8 +351,8 @@ __global__ void __launch_bounds__(kThreads, S::resident)
       const auto sum = load_pair(sums + i * a.d_inner, at.owned, pairs);
 #pragma unroll
       for (int k = 0; k < S::per_lane; ++k) {
-        h[k][0] = fmaf(exp2_fast(A[k][0] * sum.v[0]), h[k][0], added[k][0]);
-        h[k][1] = fmaf(exp2_fast(A[k][1] * sum.v[1]), h[k][1], added[k][1]);
+        h[k][0] = fmaf(exp2_fast(A[k][0] * sum[0]), h[k][0], added[k][0]);
+        h[k][1] = fmaf(exp2_fast(A[k][1] * sum[1]), h[k][1], added[k][1]);
       }
     }
   }
@@ -359,7 +360,7 @@ __global__ void __launch_bounds__(kThreads, S::resident)
   const T* z = static_cast<const T*>(a.z);
   T* out = static_cast<T*>(a.out);
   Inputs<T, S> next;
-  Vec<T, 2> next_z[S::rounds] = {};
+  Packed<T, 2> next_z[S::rounds] = {};
   BcLoader<T, S, 2> loader;
   const auto load_tile = [&](int64_t begin) {
     next.load(a, at, begin, pairs);
@@ -378,7 +379,7 @@ __global__ void __launch_bounds__(kThreads, S::resident)
     if constexpr (S::bc_buffers == 1) __syncthreads();
     loader.store(bc_tiles[buffer][0][0]);
     next.prepare(a, at, begin, bias, steps);
-    Vec<T, 2> u[S::rounds], gate[S::rounds];
+    Packed<T, 2> u[S::rounds], gate[S::rounds];
 #pragma unroll
     for (int r = 0; r < S::rounds; ++r) {
       u[r] = next.u[r];
@@ -412,65 +413,80 @@ __global__ void __launch_bounds__(kThreads, S::resident)
       }
       reduce_scatter<S>(y, at.lane);
       const int64_t token = begin + r * S::lanes + at.lane;
-      Vec<T, 2> v;
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        y[0][c] = fmaf(D[c], to_float(u[r].v[c]), y[0][c]);
-        if (z) y[0][c] *= silu(to_float(gate[r].v[c]));
-        v.v[c] = from_float<T>(y[0][c]);
+        y[0][c] = fmaf(D[c], u[r][c], y[0][c]);
+        if (z) y[0][c] *= silu(gate[r][c]);
       }
-      if (token < at.end) store_pair(out + (at.tokens.row + token) * a.ld_out + at.channel, v, at.owned, pairs);
+      if (token < at.end) {
+        store_pair(out + (at.tokens.row + token) * a.ld_out + at.channel, y[0][0], y[0][1], at.owned, pairs);
+      }
     }
     __syncwarp();  // steps are read before they are overwritten
   }
   if (at.last_chunk()) store_states<S>(a, at, state, pairs, h);
 }
 
-// Decode: one token of each segment; a thread is one channel with its states.
+// Decode: one token of each segment; a thread is one channel with its states, of several segments so that A is read
+// less often.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    step_kernel(const __grid_constant__ SelectiveScanArgs a, unsigned row_blocks, bool quads) {
-  constexpr int kStates = 16;  // at a time
-  const int64_t e = static_cast<int64_t>(blockIdx.x % row_blocks) * kThreads + threadIdx.x;
+    step_kernel(const __grid_constant__ SelectiveScanArgs a, unsigned row_blocks, unsigned segments, bool quads) {
+  constexpr int kStates = 16;  // in registers
+  const unsigned e = blockIdx.x % row_blocks * kThreads + threadIdx.x;
   if (e >= a.d_inner) return;
-  const Segment segment = a.segments.items[blockIdx.x / row_blocks];
-  const int64_t bc = segment.row * a.ld_bc + e / (a.d_inner / a.n_groups) * a.d_state;
-  const T* B = static_cast<const T*>(a.B) + bc;
-  const T* C = static_cast<const T*>(a.C) + bc;
-  float* h = a.states + segment.slot * a.slot_stride + e;
-  const float* A = a.A + e;
-  const float u = to_float(static_cast<const T*>(a.u)[segment.row * a.ld_u + e]);
-  const float gate = a.z ? to_float(static_cast<const T*>(a.z)[segment.row * a.ld_z + e]) : 0.0f;
-  float delta = to_float(static_cast<const T*>(a.delta)[segment.row * a.ld_delta + e]);
-  if (a.delta_bias) delta += a.delta_bias[e];
-  if (a.delta_softplus) delta = softplus(delta);
-  float y = a.D ? a.D[e] * u : 0.0f;
-  int64_t n = 0;
-  for (; quads && n + kStates <= a.d_state; n += kStates) {
-    float hs[kStates], As[kStates], Bs[kStates], Cs[kStates];
+  const unsigned group = a.n_groups == 1 ? 0 : e / (static_cast<unsigned>(a.d_inner) / static_cast<unsigned>(a.n_groups));
+  const float D = a.D ? a.D[e] : 0.0f, bias = a.delta_bias ? a.delta_bias[e] : 0.0f;
+  const int64_t first = static_cast<int64_t>(blockIdx.x / row_blocks) * segments;
+  const int64_t end = min(first + segments, a.segments.count);
+  const bool in_registers = quads && a.d_state == kStates;
+  float A[kStates];
+  if (in_registers) {
 #pragma unroll
-    for (int i = 0; i < kStates; ++i) hs[i] = h[(n + i) * a.d_inner];
-#pragma unroll
-    for (int i = 0; i < kStates; ++i) As[i] = A[(n + i) * a.d_inner];
-#pragma unroll
-    for (int i = 0; i < kStates; i += 4) {
-      load_floats(B + n + i, *reinterpret_cast<float(*)[4]>(&Bs[i]));
-      load_floats(C + n + i, *reinterpret_cast<float(*)[4]>(&Cs[i]));
-    }
-#pragma unroll
-    for (int i = 0; i < kStates; ++i) {
-      hs[i] = fmaf(exp2_fast(delta * (As[i] * kLog2e)), hs[i], delta * u * Bs[i]);
-      y = fmaf(Cs[i], hs[i], y);
-      h[(n + i) * a.d_inner] = hs[i];
-    }
+    for (int n = 0; n < kStates; ++n) A[n] = a.A[n * a.d_inner + e] * kLog2e;
   }
-  for (; n < a.d_state; ++n) {
-    float& h_n = h[n * a.d_inner];
-    h_n = fmaf(exp2_fast(delta * (A[n * a.d_inner] * kLog2e)), h_n, delta * u * to_float(B[n]));
-    y = fmaf(to_float(C[n]), h_n, y);
+  for (int64_t s = first; s < end; ++s) {
+    const Segment segment = a.segments.items[s];
+    float* h = a.states + segment.slot * a.slot_stride + e;
+    const T* B = static_cast<const T*>(a.B) + segment.row * a.ld_bc + group * a.d_state;
+    const T* C = static_cast<const T*>(a.C) + segment.row * a.ld_bc + group * a.d_state;
+    const auto prepare = [&](float& delta, float& u) {
+      u = to_float(static_cast<const T*>(a.u)[segment.row * a.ld_u + e]);
+      delta = to_float(static_cast<const T*>(a.delta)[segment.row * a.ld_delta + e]) + bias;
+      if (a.delta_softplus) delta = softplus(delta);
+    };
+    float y = 0, delta, u;
+    const T gate = a.z ? static_cast<const T*>(a.z)[segment.row * a.ld_z + e] : T();
+    if (in_registers) {
+      float hs[kStates];
+      Packed<T, 4> Bs[kStates / 4], Cs[kStates / 4];
+#pragma unroll
+      for (int n = 0; n < kStates; ++n) hs[n] = h[n * a.d_inner];
+#pragma unroll
+      for (int i = 0; i < kStates / 4; ++i) {
+        Bs[i] = load_packed<4>(B + 4 * i);
+        Cs[i] = load_packed<4>(C + 4 * i);
+      }
+      prepare(delta, u);
+#pragma unroll
+      for (int n = 0; n < kStates; ++n) {
+        hs[n] = fmaf(exp2_fast(delta * A[n]), hs[n], delta * u * Bs[n / 4][n % 4]);
+        y = fmaf(Cs[n / 4][n % 4], hs[n], y);
+        h[n * a.d_inner] = hs[n];
+      }
+    } else {
+      prepare(delta, u);
+#pragma unroll 8
+      for (int64_t n = 0; n < a.d_state; ++n) {
+        float& h_n = h[n * a.d_inner];
+        h_n = fmaf(exp2_fast(delta * (a.A[n * a.d_inner + e] * kLog2e)), h_n, delta * u * to_float(B[n]));
+        y = fmaf(to_float(C[n]), h_n, y);
+      }
+    }
+    y = fmaf(D, u, y);
+    if (a.z) y *= silu(to_float(gate));
+    static_cast<T*>(a.out)[segment.row * a.ld_out + e] = from_float<T>(y);
   }
-  if (a.z) y *= silu(gate);
-  static_cast<T*>(a.out)[segment.row * a.ld_out + e] = from_float<T>(y);
 }
 
 // Chunks cost nearly twice the exponentials: worth it while one walk leaves most of the GPU idle.
@@ -498,8 +514,12 @@ void selective_scan(const SelectiveScanArgs& a, cudaStream_t stream) {
   const bool pairs = has_pairs(a), quads = has_quads(a);
   if (a.segments.longest == 1) {
     const unsigned row_blocks = static_cast<unsigned>(ceil_div(a.d_inner, kThreads));
-    const unsigned blocks = row_blocks * static_cast<unsigned>(a.segments.count);
-    with_element_type(a.dtype, [&]<typename T>(T) { step_kernel<T><<<blocks, kThreads, 0, stream>>>(a, row_blocks, quads); });
+    constexpr int64_t kEnoughBlocks = 1280, kMostSegments = 8;
+    const int64_t segments = std::clamp<int64_t>(a.segments.count * row_blocks / kEnoughBlocks, 1, kMostSegments);
+    const unsigned blocks = row_blocks * static_cast<unsigned>(ceil_div(a.segments.count, segments));
+    with_element_type(a.dtype, [&]<typename T>(T) {
+      step_kernel<T><<<blocks, kThreads, 0, stream>>>(a, row_blocks, static_cast<unsigned>(segments), quads);
+    });
     return check_launch("selective_scan");
   }
   Chunks chunks = plan_chunks(a.d_inner, a.d_state, a.segments);
