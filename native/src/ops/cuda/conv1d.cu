@@ -80,12 +80,20 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
 
-  for (int64_t t0 = begin; t0 < end; t0 += kAhead) {
-    Input next[kAhead] = {};
+  Input next[kAhead];
+  const auto load = [&](int64_t t0) {
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
+      next[i] = Input();
       if (t0 + i < end) next[i] = *reinterpret_cast<const Input*>(x + (t0 + i) * a.ld_x);
     }
+  };
+  load(begin);
+  for (int64_t t0 = begin; t0 < end; t0 += kAhead) {
+    Input now[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) now[i] = next[i];
+    load(t0 + kAhead);
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       float y[kCount];
@@ -93,7 +101,7 @@ __global__ void __launch_bounds__(kThreads)
       for (int j = 0; j < kCount; ++j) {
 #pragma unroll
         for (int k = 0; k + 1 < kTaps; ++k) inputs[k][j] = inputs[k + 1][j];
-        inputs[kTaps - 1][j] = widen(next[i], j);
+        inputs[kTaps - 1][j] = widen(now[i], j);
         y[j] = bias[j];
 #pragma unroll
         for (int k = 0; k < kTaps; ++k) y[j] = fmaf(weight[k][j], inputs[k][j], y[j]);

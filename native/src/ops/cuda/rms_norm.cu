@@ -87,8 +87,15 @@ __global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(const __grid_cons
 #pragma unroll
   for (int part = 0; part < kParts; ++part) {
     const int64_t i = 8 * (static_cast<int64_t>(part) * blockDim.x + threadIdx.x);
-    if (i >= group.dim) break;
-    group.load(i, v[part]);
+    if (i < group.dim) {
+      group.load(i, v[part]);
+    } else {
+#pragma unroll
+      for (int k = 0; k < 8; ++k) v[part][k] = 0;
+    }
+  }
+#pragma unroll
+  for (int part = 0; part < kParts; ++part) {
 #pragma unroll
     for (int k = 0; k < 8; ++k) sum = fmaf(v[part][k], v[part][k], sum);
   }
@@ -137,8 +144,10 @@ void rms_norm(const RmsNormArgs& a, cudaStream_t stream) {
     };
     if (!has_vectors(a, kVecOf16Bytes<T>) || vectors > 4 * kMaxThreads) {
       rms_norm_any_kernel<T><<<blocks, threads(8 * vectors, kMaxThreads), 0, stream>>>(a);
-    } else if (vectors <= kMaxThreads) {
+    } else if (vectors <= 512) {
       rms_norm_kernel<T, 1><<<blocks, threads(vectors, kMaxThreads), 0, stream>>>(a);
+    } else if (vectors <= 1024) {
+      rms_norm_kernel<T, 2><<<blocks, threads(ceil_div(vectors, 2), kMaxThreads), 0, stream>>>(a);
     } else {
       rms_norm_kernel<T, 4><<<blocks, threads(ceil_div(vectors, 4), kMaxThreads), 0, stream>>>(a);
     }

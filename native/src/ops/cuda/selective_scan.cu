@@ -29,8 +29,19 @@ struct Shape {
   static constexpr int resident = states <= 16 ? 5 : states <= 32 ? 4 : states <= 128 ? 3 : 2;  // blocks an SM can hold
   static constexpr int bc_buffers = states > 128 ? 1 : 2;  // two need 64 KiB at 256 states
 
-  // Consecutive lanes hold consecutive quads of states, so that they read shared memory without bank conflicts.
-  static __device__ int state(int lane, int i) { return i / 4 * 4 * kLanes + 4 * lane + i % 4; }
+  // Lanes find quads of the states they hold at consecutive places of a row in shared memory: no bank conflicts.
+  static constexpr bool spread = false;
+  static __device__ int place(int lane, int i) { return i / 4 * 4 * kLanes + 4 * lane + i % 4; }
+  static __device__ int state(int lane, int i) { return place(lane, i); }
+};
+
+// Neighbouring states in neighbouring lanes. A usually grows with the state: the states that a lane holds i-th are then
+// forgotten at about the same time.
+template <typename Base>
+struct Spread : Base {
+  static constexpr bool spread = true;
+  static __device__ int state(int lane, int i) { return i * Base::lanes + lane; }
+  static __device__ int position(int n) { return Base::place(n % Base::lanes, n / Base::lanes); }
 };
 
 template <typename Body>
@@ -125,21 +136,31 @@ struct BcLoader {
   static constexpr int kQuads = kTile * kMatrices * kRow;
   static constexpr int kPerThread = (kQuads + kThreads - 1) / kThreads;
   Packed<T, 4> quads[kPerThread];
+  const T* p[kPerThread];
 
-  __device__ void load(const SelectiveScanArgs& a, const Place<S>& at, int64_t begin, bool aligned) {
-    const int d_state = static_cast<int>(a.d_state), tokens = static_cast<int>(min(at.end - begin, int64_t{kTile}));
+  __device__ BcLoader(const SelectiveScanArgs& a, const Place<S>& at, int64_t begin) {
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
-      const int index = i * kThreads + threadIdx.x;
-      const int n = index % kRow * 4, matrix = index / kRow % kMatrices, token = index / kRow / kMatrices;
-      const T* p = static_cast<const T*>(matrix == 0 ? a.B : a.C) + (at.tokens.row + begin + token) * a.ld_bc +
-                   at.group * d_state + n;
+      p[i] = static_cast<const T*>(matrix(i) == 0 ? a.B : a.C) + (at.tokens.row + begin + token(i)) * a.ld_bc +
+             at.group * a.d_state + state(i);
+    }
+  }
+
+  __device__ void move(int64_t elements) {
+#pragma unroll
+    for (int i = 0; i < kPerThread; ++i) p[i] += elements;
+  }
+
+  __device__ void load(int d_state, int left, bool aligned) {
+#pragma unroll
+    for (int i = 0; i < kPerThread; ++i) {
       quads[i] = {};
+      const bool present = index(i) < kQuads && token(i) < left;
       if (aligned) {
-        if (token < tokens && n < d_state) quads[i] = load_packed<4>(p);
+        if (present && state(i) < d_state) quads[i] = load_packed<4>(p[i]);
       } else {
         for (int k = 0; k < 4; ++k) {
-          if (token < tokens && n + k < d_state) quads[i].set(k, p[k]);
+          if (present && state(i) + k < d_state) quads[i].set(k, p[i][k]);
         }
       }
     }
@@ -148,49 +169,86 @@ struct BcLoader {
   __device__ void store(float* tile) const {
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
-      const int index = i * kThreads + threadIdx.x;
+      if (index(i) >= kQuads) continue;
       const Packed<T, 4>& q = quads[i];
-      if (index < kQuads) {
-        reinterpret_cast<float4*>(tile)[index] =
-            make_float4(q[0], q[1], q[2], q[3]);
+      if constexpr (S::spread) {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) tile[index(i) / kRow * S::states + S::position(state(i) + k)] = q[k];
+      } else {
+        reinterpret_cast<float4*>(tile)[index(i)] = make_float4(q[0], q[1], q[2], q[3]);
       }
     }
   }
+
+ private:
+  static __device__ int index(int i) { return i * kThreads + static_cast<int>(threadIdx.x); }
+  static __device__ int state(int i) { return index(i) % kRow * 4; }
+  static __device__ int matrix(int i) { return index(i) / kRow % kMatrices; }
+  static __device__ int token(int i) { return index(i) / kRow / kMatrices; }
 };
 
-// The activations of a lane's tokens in a tile, one in each round; zeros past the last token.
+// A lane's tokens of a matrix [T, E], one in each round of a tile. The address moves with the tile.
 template <typename T, typename S>
-struct Inputs {
-  Packed<T, 2> u[S::rounds], delta[S::rounds];
+struct Rows {
+  const T* p;
+  int64_t ld;
 
-  __device__ void load(const SelectiveScanArgs& a, const Place<S>& at, int64_t begin, bool pairs) {
-#pragma unroll
-    for (int r = 0; r < S::rounds; ++r) {
-      const int64_t token = begin + r * S::lanes + at.lane;
-      const int owned = token < at.end ? at.owned : 0;
-      const int64_t row = at.tokens.row + token;
-      u[r] = load_pair(static_cast<const T*>(a.u) + row * a.ld_u + at.channel, owned, pairs);
-      delta[r] = load_pair(static_cast<const T*>(a.delta) + row * a.ld_delta + at.channel, owned, pairs);
-    }
-  }
+  __device__ Rows(const void* matrix, int64_t ld, const Place<S>& at, int64_t begin)
+      : p(static_cast<const T*>(matrix) + (at.tokens.row + begin + at.lane) * ld + at.channel), ld(ld) {}
 
-  // steps: [tokens][teams] of delta and delta * u, of one channel and of the other
-  __device__ void prepare(const SelectiveScanArgs& a, const Place<S>& at, int64_t begin, const float (&bias)[2],
-                          float4 (*steps)[S::teams]) const {
+  __device__ void move(int64_t tokens) { p += tokens * ld; }
+
+  // `left` tokens of the tile exist; zeros past them.
+  __device__ void load(const Place<S>& at, int left, bool pairs, Packed<T, 2> (&to)[S::rounds]) const {
+    if (pairs) {
+      const T* q = p;
 #pragma unroll
-    for (int r = 0; r < S::rounds; ++r) {
-      const int token = r * S::lanes + at.lane;
-      float d[2];
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        d[c] = delta[r][c] + bias[c];
-        if (a.delta_softplus) d[c] = softplus(d[c]);
-        if (begin + token >= at.end) d[c] = 0;  // keeps the state as it is
+      for (int r = 0; r < S::rounds; ++r, q += S::lanes * ld) {
+        to[r] = {};
+        if (at.owned > 0 && r * S::lanes + at.lane < left) to[r] = load_packed<2>(q);
       }
-      steps[token][at.team] = make_float4(d[0], d[0] * u[r][0], d[1], d[1] * u[r][1]);
+    } else {
+#pragma unroll
+      for (int r = 0; r < S::rounds; ++r) {
+        to[r] = load_pair(p + r * S::lanes * ld, r * S::lanes + at.lane < left ? at.owned : 0, false);
+      }
     }
   }
 };
+
+// delta of a lane's tokens; zero past the last one, which keeps the state as it is.
+template <typename T, typename S>
+__device__ void finish_delta(const Place<S>& at, int left, const Packed<T, 2> (&raw)[S::rounds], const float (&bias)[2],
+                             bool softplus_too, float (&delta)[S::rounds][2]) {
+#pragma unroll
+  for (int r = 0; r < S::rounds; ++r) {
+#pragma unroll
+    for (int c = 0; c < 2; ++c) delta[r][c] = raw[r][c] + bias[c];
+  }
+  if (softplus_too) {
+#pragma unroll
+    for (int r = 0; r < S::rounds; ++r) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) delta[r][c] = softplus(delta[r][c]);
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < S::rounds; ++r) {
+    if (r * S::lanes + at.lane >= left) delta[r][0] = delta[r][1] = 0;
+  }
+}
+
+// What every lane of a team needs of each token: delta and delta * u, of one channel and of the other.
+// steps: [tokens][teams]
+template <typename T, typename S>
+__device__ void store_steps(const Place<S>& at, const float (&delta)[S::rounds][2], const Packed<T, 2> (&u)[S::rounds],
+                            float4 (*steps)[S::teams]) {
+#pragma unroll
+  for (int r = 0; r < S::rounds; ++r) {
+    steps[r * S::lanes + at.lane][at.team] =
+        make_float4(delta[r][0], delta[r][0] * u[r][0], delta[r][1], delta[r][1] * u[r][1]);
+  }
+}
 
 // [N, E] at `states`: the team's part of it, zeros where there is no state or channel.
 template <typename S>
@@ -249,61 +307,83 @@ __device__ void reduce_scatter(float (&y)[S::lanes][2], int lane) {
 }
 
 // What each chunk adds to the state, walked from its end: the input of token t is weighted with exp(A sum of the
-// deltas after t). A chunk forgets: where all weights have become negligible the walk ends early, and the chunk's
-// decay, which is smaller still, is taken for the one reached.
+// deltas after t). States forget: those whose weights have become negligible in the whole warp are walked no further,
+// and a block without any others ends; the chunk's decay, which is smaller still, is then taken for the one reached.
 template <typename T, typename S>
 __global__ void __launch_bounds__(kThreads, S::resident)
     chunk_ends_kernel(const __grid_constant__ SelectiveScanArgs a, const __grid_constant__ Chunks chunks, bool pairs,
                       bool quads) {
   constexpr float kNegligible = -64;  // log2; a sum keeps 24 bits
+  constexpr int kAtOnce = 4;          // tokens between two looks at what is forgotten
   __shared__ alignas(16) float B_tiles[S::bc_buffers][kTile][S::states];
   __shared__ float4 all_steps[kWarps][kTile][S::teams];
   const Place<S> at(a, chunks);
   if (at.begin >= at.end || at.last_chunk()) return;
   float4(*steps)[S::teams] = all_steps[at.warp];
 
-  float A[S::per_lane][2], h[S::per_lane][2] = {}, sum[2] = {}, bias[2], slowest[2] = {-INFINITY, -INFINITY};
+  float A[S::per_lane][2], h[S::per_lane][2] = {}, sum[2] = {}, bias[2];
   load_A<S>(a, at, pairs, A);
   load_channels(a.delta_bias, at.channel, at.owned, bias);
+  bool remembered[S::per_lane];
 #pragma unroll
-  for (int i = 0; i < S::per_lane; ++i) {
-    for (int c = 0; c < 2; ++c) {
-      if (S::state(at.lane, i) < a.d_state && c < at.owned) slowest[c] = fmaxf(slowest[c], A[i][c]);
-    }
-  }
-  const auto forgotten = [&](int c) { return slowest[c] == -INFINITY || slowest[c] * sum[c] < kNegligible; };
+  for (int i = 0; i < S::per_lane; ++i) remembered[i] = true;
 
-  Inputs<T, S> inputs;
-  BcLoader<T, S, 1> loader;
   int64_t begin = at.begin + (at.end - at.begin - 1) / kTile * kTile;
-  inputs.load(a, at, begin, pairs);
-  loader.load(a, at, begin, quads);
-  for (int buffer = 0;; buffer = (buffer + 1) % S::bc_buffers, begin -= kTile) {
+  Rows<T, S> u_rows(a.u, a.ld_u, at, begin), delta_rows(a.delta, a.ld_delta, at, begin);
+  Packed<T, 2> u[S::rounds], raw_delta[S::rounds];
+  BcLoader<T, S, 1> loader(a, at, begin);
+  const auto load_tile = [&](int left) {
+    u_rows.load(at, left, pairs, u);
+    delta_rows.load(at, left, pairs, raw_delta);
+    loader.load(static_cast<int>(a.d_state), left, quads);
+  };
+  int left = static_cast<int>(at.end - begin);
+  load_tile(left);
+  for (int buffer = 0;; buffer = (buffer + 1) % S::bc_buffers, begin -= kTile, left = kTile) {
     if constexpr (S::bc_buffers == 1) __syncthreads();
     loader.store(B_tiles[buffer][0]);
-    if (__syncthreads_and(a.delta_softplus && forgotten(0) && forgotten(1))) break;
-    inputs.prepare(a, at, begin, bias, steps);
+    bool any = false;
+#pragma unroll
+    for (int i = 0; i < S::per_lane; ++i) {
+      const bool mine = S::state(at.lane, i) < a.d_state && at.owned > 0 &&
+                        (!a.delta_softplus || !(A[i][0] * sum[0] < kNegligible) ||
+                         (at.owned > 1 && !(A[i][1] * sum[1] < kNegligible)));
+      remembered[i] = __any_sync(0xffffffff, mine);
+      any |= remembered[i];
+    }
+    if (!__syncthreads_or(any)) break;
+    float delta[S::rounds][2];
+    finish_delta<T, S>(at, left, raw_delta, bias, a.delta_softplus, delta);
+    store_steps<T, S>(at, delta, u, steps);
     __syncwarp();
     if (begin > at.begin) {
-      inputs.load(a, at, begin - kTile, pairs);
-      loader.load(a, at, begin - kTile, quads);
+      u_rows.move(-kTile);
+      delta_rows.move(-kTile);
+      loader.move(-kTile * a.ld_bc);
+      load_tile(kTile);
     }
-#pragma unroll 4
-    for (int t = kTile - 1; t >= 0; --t) {
-      const float4 step = steps[t][at.team];
 #pragma unroll
-      for (int quad = 0; quad < S::per_lane; quad += 4) {
-        const float4 B4 = *reinterpret_cast<const float4*>(&B_tiles[buffer][t][S::state(at.lane, quad)]);
-        const float B[4] = {B4.x, B4.y, B4.z, B4.w};
+    for (int last = kTile - 1; last > 0; last -= kAtOnce) {
+      float4 step[kAtOnce];  // sum of the later deltas and delta * u, of one channel and of the other
 #pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          float(&A_k)[2] = A[quad + k], (&h_k)[2] = h[quad + k];
-          h_k[0] = fmaf(exp2_fast(A_k[0] * sum[0]), step.y * B[k], h_k[0]);
-          h_k[1] = fmaf(exp2_fast(A_k[1] * sum[1]), step.w * B[k], h_k[1]);
+      for (int j = 0; j < kAtOnce; ++j) {
+        step[j] = steps[last - j][at.team];
+        const float d0 = step[j].x, d1 = step[j].z;
+        step[j].x = sum[0];
+        step[j].z = sum[1];
+        sum[0] += d0;
+        sum[1] += d1;
+      }
+#pragma unroll
+      for (int i = 0; i < S::per_lane; ++i) {
+        if (!remembered[i]) continue;
+#pragma unroll
+        for (int j = 0; j < kAtOnce; ++j) {
+          const float B = B_tiles[buffer][last - j][S::place(at.lane, i)];
+          h[i][0] = fmaf(exp2_fast(A[i][0] * step[j].x), step[j].y * B, h[i][0]);
+          h[i][1] = fmaf(exp2_fast(A[i][1] * step[j].z), step[j].w * B, h[i][1]);
         }
       }
-      sum[0] += step.x;
-      sum[1] += step.z;
     }
     if (begin == at.begin) break;
     __syncwarp();
@@ -357,36 +437,39 @@ __global__ void __launch_bounds__(kThreads, S::resident)
     }
   }
 
-  const T* z = static_cast<const T*>(a.z);
-  T* out = static_cast<T*>(a.out);
-  Inputs<T, S> next;
-  Packed<T, 2> next_z[S::rounds] = {};
-  BcLoader<T, S, 2> loader;
-  const auto load_tile = [&](int64_t begin) {
-    next.load(a, at, begin, pairs);
-    if (z) {
-#pragma unroll
-      for (int r = 0; r < S::rounds; ++r) {
-        const int64_t token = begin + r * S::lanes + at.lane;
-        next_z[r] = load_pair(z + (at.tokens.row + token) * a.ld_z + at.channel, token < at.end ? at.owned : 0, pairs);
-      }
-    }
-    loader.load(a, at, begin, quads);
+  Rows<T, S> u_rows(a.u, a.ld_u, at, at.begin), delta_rows(a.delta, a.ld_delta, at, at.begin),
+      z_rows(a.z, a.ld_z, at, at.begin);
+  T* out = static_cast<T*>(a.out) + (at.tokens.row + at.begin + at.lane) * a.ld_out + at.channel;
+  Packed<T, 2> next_u[S::rounds], next_delta[S::rounds], next_z[S::rounds] = {};
+  BcLoader<T, S, 2> loader(a, at, at.begin);
+  const auto load_tile = [&](int left) {
+    u_rows.load(at, left, pairs, next_u);
+    delta_rows.load(at, left, pairs, next_delta);
+    if (a.z) z_rows.load(at, left, pairs, next_z);
+    loader.load(static_cast<int>(a.d_state), left, quads);
+    u_rows.move(kTile);
+    delta_rows.move(kTile);
+    z_rows.move(kTile);
+    loader.move(kTile * a.ld_bc);
   };
-  load_tile(at.begin);
+  const auto tokens_in_tile = [&](int64_t begin) { return static_cast<int>(min(at.end - begin, int64_t{kTile})); };
+  load_tile(tokens_in_tile(at.begin));
   int buffer = 0;
   for (int64_t begin = at.begin; begin < at.end; begin += kTile, buffer = (buffer + 1) % S::bc_buffers) {
+    const int left = tokens_in_tile(begin);
     if constexpr (S::bc_buffers == 1) __syncthreads();
     loader.store(bc_tiles[buffer][0][0]);
-    next.prepare(a, at, begin, bias, steps);
+    float delta[S::rounds][2];
+    finish_delta<T, S>(at, left, next_delta, bias, a.delta_softplus, delta);
+    store_steps<T, S>(at, delta, next_u, steps);
     Packed<T, 2> u[S::rounds], gate[S::rounds];
 #pragma unroll
     for (int r = 0; r < S::rounds; ++r) {
-      u[r] = next.u[r];
+      u[r] = next_u[r];
       gate[r] = next_z[r];
     }
     __syncthreads();
-    load_tile(begin + kTile);
+    load_tile(tokens_in_tile(begin + kTile));
 
 #pragma unroll
     for (int r = 0; r < S::rounds; ++r) {
@@ -397,7 +480,7 @@ __global__ void __launch_bounds__(kThreads, S::resident)
         const float4 step = steps[t][at.team];
 #pragma unroll
         for (int quad = 0; quad < S::per_lane; quad += 4) {
-          const int n = S::state(at.lane, quad);
+          const int n = S::place(at.lane, quad);
           const float4 B4 = *reinterpret_cast<const float4*>(&bc_tiles[buffer][t][0][n]);
           const float4 C4 = *reinterpret_cast<const float4*>(&bc_tiles[buffer][t][1][n]);
           const float B[4] = {B4.x, B4.y, B4.z, B4.w}, C[4] = {C4.x, C4.y, C4.z, C4.w};
@@ -412,15 +495,14 @@ __global__ void __launch_bounds__(kThreads, S::resident)
         }
       }
       reduce_scatter<S>(y, at.lane);
-      const int64_t token = begin + r * S::lanes + at.lane;
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        y[0][c] = fmaf(D[c], u[r][c], y[0][c]);
-        if (z) y[0][c] *= silu(gate[r][c]);
+      y[0][0] = fmaf(D[0], u[r][0], y[0][0]);
+      y[0][1] = fmaf(D[1], u[r][1], y[0][1]);
+      if (a.z) {
+        y[0][0] *= silu(gate[r][0]);
+        y[0][1] *= silu(gate[r][1]);
       }
-      if (token < at.end) {
-        store_pair(out + (at.tokens.row + token) * a.ld_out + at.channel, y[0][0], y[0][1], at.owned, pairs);
-      }
+      if (r * S::lanes + at.lane < left) store_pair(out, y[0][0], y[0][1], at.owned, pairs);
+      out += S::lanes * a.ld_out;
     }
     __syncwarp();  // steps are read before they are overwritten
   }
@@ -430,7 +512,7 @@ __global__ void __launch_bounds__(kThreads, S::resident)
 // Decode: one token of each segment; a thread is one channel with its states, of several segments so that A is read
 // less often.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 5)
     step_kernel(const __grid_constant__ SelectiveScanArgs a, unsigned row_blocks, unsigned segments, bool quads) {
   constexpr int kStates = 16;  // in registers
   const unsigned e = blockIdx.x % row_blocks * kThreads + threadIdx.x;
@@ -439,11 +521,12 @@ __global__ void __launch_bounds__(kThreads)
   const float D = a.D ? a.D[e] : 0.0f, bias = a.delta_bias ? a.delta_bias[e] : 0.0f;
   const int64_t first = static_cast<int64_t>(blockIdx.x / row_blocks) * segments;
   const int64_t end = min(first + segments, a.segments.count);
+  const int row = static_cast<int>(a.d_inner);  // of A and the state
   const bool in_registers = quads && a.d_state == kStates;
   float A[kStates];
   if (in_registers) {
 #pragma unroll
-    for (int n = 0; n < kStates; ++n) A[n] = a.A[n * a.d_inner + e] * kLog2e;
+    for (int n = 0; n < kStates; ++n) A[n] = a.A[n * row + e] * kLog2e;
   }
   for (int64_t s = first; s < end; ++s) {
     const Segment segment = a.segments.items[s];
@@ -461,7 +544,7 @@ __global__ void __launch_bounds__(kThreads)
       float hs[kStates];
       Packed<T, 4> Bs[kStates / 4], Cs[kStates / 4];
 #pragma unroll
-      for (int n = 0; n < kStates; ++n) hs[n] = h[n * a.d_inner];
+      for (int n = 0; n < kStates; ++n) hs[n] = h[n * row];
 #pragma unroll
       for (int i = 0; i < kStates / 4; ++i) {
         Bs[i] = load_packed<4>(B + 4 * i);
@@ -472,14 +555,14 @@ __global__ void __launch_bounds__(kThreads)
       for (int n = 0; n < kStates; ++n) {
         hs[n] = fmaf(exp2_fast(delta * A[n]), hs[n], delta * u * Bs[n / 4][n % 4]);
         y = fmaf(Cs[n / 4][n % 4], hs[n], y);
-        h[n * a.d_inner] = hs[n];
+        h[n * row] = hs[n];
       }
     } else {
       prepare(delta, u);
 #pragma unroll 8
-      for (int64_t n = 0; n < a.d_state; ++n) {
-        float& h_n = h[n * a.d_inner];
-        h_n = fmaf(exp2_fast(delta * (a.A[n * a.d_inner + e] * kLog2e)), h_n, delta * u * to_float(B[n]));
+      for (int n = 0; n < a.d_state; ++n) {
+        float& h_n = h[n * row];
+        h_n = fmaf(exp2_fast(delta * (a.A[n * row + e] * kLog2e)), h_n, delta * u * to_float(B[n]));
         y = fmaf(to_float(C[n]), h_n, y);
       }
     }
@@ -529,7 +612,7 @@ void selective_scan(const SelectiveScanArgs& a, cudaStream_t stream) {
     with_shape(a.d_state, [&]<typename S>(S) {
       const int64_t row_blocks = a.n_groups * ceil_div(a.d_inner / a.n_groups, S::channels);
       const unsigned blocks = static_cast<unsigned>(row_blocks * chunks.count * a.segments.count);
-      if (chunks.count > 1) chunk_ends_kernel<T, S><<<blocks, kThreads, 0, stream>>>(a, chunks, pairs, quads);
+      if (chunks.count > 1) chunk_ends_kernel<T, Spread<S>><<<blocks, kThreads, 0, stream>>>(a, chunks, pairs, quads);
       scan_kernel<T, S><<<blocks, kThreads, 0, stream>>>(a, chunks, pairs, quads);
     });
   });

@@ -28,6 +28,19 @@ struct RowPart {
       if (first(q) < left) vectors[q] = *reinterpret_cast<const Vector*>(p + first(q));
     }
   }
+  __device__ void store(T* p, int64_t left) const {
+#pragma unroll
+    for (int q = 0; q < kVectors; ++q) {
+      if (first(q) < left) *reinterpret_cast<Vector*>(p + first(q)) = vectors[q];
+    }
+  }
+  __device__ void set(int q, int k, T v) {
+    if constexpr (kWidth == 1) {
+      vectors[q] = v;
+    } else {
+      vectors[q].set(k, v);
+    }
+  }
   __device__ float at(int q, int k) const {
     if constexpr (kWidth == 1) {
       return to_float(vectors[q]);
@@ -37,9 +50,9 @@ struct RowPart {
   }
 };
 
-// A team of kLanes lanes walks time for kRows rows of the state, so that many bytes are under way. Up to 32 kVectors
-// states stay in registers from token to token; longer rows go through memory in parts of that size.
-template <typename T, int kWidth, int kVectors, int kRows>
+// A team of kLanes lanes walks time for kRows rows of the state, so that many bytes are under way. Rows of one part stay
+// in registers from token to token (kResident); longer ones go through memory, part by part.
+template <typename T, int kWidth, int kVectors, int kRows, bool kResident>
 __global__ void __launch_bounds__(kThreads)
     ssd_step_kernel(const __grid_constant__ SsdArgs a, unsigned head_blocks) {
   constexpr int kPart = kWidth * kLanes * kVectors;
@@ -52,35 +65,37 @@ __global__ void __launch_bounds__(kThreads)
   const int p0 = (blockIdx.x % head_blocks * kWarps + threadIdx.x / 32) * kTeams * kRows + threadIdx.x % 32 / kLanes;
   const int rows = static_cast<int>(a.headdim) - p0;  // left from p0 on
   float* state = a.states + segment.slot * a.slot_stride + (head * a.headdim + p0) * a.d_state;
-  const float A = a.A[head] * kLog2e, D = a.D ? a.D[head] : 0.0f, dt_bias = a.dt_bias ? a.dt_bias[head] : 0.0f;
-  const bool in_registers = a.d_state <= kPart;
 
-  float h[kRows][kVectors][kWidth];
-  for (int64_t t = 0; t < segment.tokens; ++t) {
-    const int64_t row = segment.row + t;
+  States h[kRows];
+  const auto load = [&](int64_t begin) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      h[r].load(state + r * kTeams * a.d_state + begin, r * kTeams < rows ? a.d_state - begin : 0);
+    }
+  };
+  const auto store = [&](int64_t begin) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      h[r].store(state + r * kTeams * a.d_state + begin, r * kTeams < rows ? a.d_state - begin : 0);
+    }
+  };
+  if constexpr (kResident) load(0);
+  const float A = a.A[head] * kLog2e, D = a.D ? a.D[head] : 0.0f, dt_bias = a.dt_bias ? a.dt_bias[head] : 0.0f;
+  for (int64_t row = segment.row; row < segment.row + segment.tokens; ++row) {
     const T* B = static_cast<const T*>(a.B) + row * a.ld_bc + group * a.d_state;
     const T* C = static_cast<const T*>(a.C) + row * a.ld_bc + group * a.d_state;
     const T* x = static_cast<const T*>(a.x) + row * a.ld_x + head * a.headdim + p0;
-    const bool load = t == 0 || !in_registers, store = t + 1 == segment.tokens || !in_registers;
-    float y[kRows] = {}, xs[kRows], dt = 0, decay = 0;
+    float y[kRows] = {}, xs[kRows], dt = to_float(static_cast<const T*>(a.dt)[row * a.ld_dt + head]) + dt_bias;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) xs[r] = r * kTeams < rows ? to_float(x[r * kTeams]) : 0.0f;
+    if (a.dt_softplus) dt = softplus(dt);
+    dt = fminf(fmaxf(dt, a.dt_min), a.dt_max);
+    const float decay = exp2_fast(dt * A);
     for (int64_t begin = 0; begin < a.d_state; begin += kPart) {
-      const int64_t left = a.d_state - begin;
-      States loaded[kRows];
-      if (load) {
-#pragma unroll
-        for (int r = 0; r < kRows; ++r) loaded[r].load(state + r * kTeams * a.d_state + begin, r * kTeams < rows ? left : 0);
-      }
+      if constexpr (!kResident) load(begin);
       Inputs B_part, C_part;
-      B_part.load(B + begin, left);
-      C_part.load(C + begin, left);
-      if (begin == 0) {
-#pragma unroll
-        for (int r = 0; r < kRows; ++r) xs[r] = r * kTeams < rows ? to_float(x[r * kTeams]) : 0.0f;
-        dt = to_float(static_cast<const T*>(a.dt)[row * a.ld_dt + head]) + dt_bias;
-        if (a.dt_softplus) dt = softplus(dt);
-        dt = fminf(fmaxf(dt, a.dt_min), a.dt_max);
-        decay = exp2_fast(dt * A);
-      }
+      B_part.load(B + begin, a.d_state - begin);
+      C_part.load(C + begin, a.d_state - begin);
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
         const float input = dt * xs[r];
@@ -88,15 +103,14 @@ __global__ void __launch_bounds__(kThreads)
         for (int q = 0; q < kVectors; ++q) {
 #pragma unroll
           for (int k = 0; k < kWidth; ++k) {
-            if (load) h[r][q][k] = loaded[r].at(q, k);
-            h[r][q][k] = fmaf(decay, h[r][q][k], input * B_part.at(q, k));
-            y[r] = fmaf(C_part.at(q, k), h[r][q][k], y[r]);
-          }
-          if (store && r * kTeams < rows && States::first(q) < left) {
-            store_floats(state + r * kTeams * a.d_state + begin + States::first(q), h[r][q]);
+            const float v = fmaf(decay, h[r].at(q, k), input * B_part.at(q, k));
+            y[r] = fmaf(C_part.at(q, k), v, y[r]);
+            h[r].set(q, k, v);
           }
         }
       }
+      if constexpr (kResident) break;
+      store(begin);
     }
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
@@ -107,13 +121,15 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   }
+  if constexpr (kResident) store(0);
 }
 
-template <typename T, int kWidth, int kVectors, int kRows>
+template <typename T, int kWidth, int kVectors, int kRows, bool kResident>
 void launch(const SsdArgs& a, cudaStream_t stream) {
   const int64_t head_blocks = ceil_div(a.headdim, kWarps * kTeams * kRows);
   const unsigned blocks = static_cast<unsigned>(head_blocks * a.heads * a.segments.count);
-  ssd_step_kernel<T, kWidth, kVectors, kRows><<<blocks, kThreads, 0, stream>>>(a, static_cast<unsigned>(head_blocks));
+  ssd_step_kernel<T, kWidth, kVectors, kRows, kResident>
+      <<<blocks, kThreads, 0, stream>>>(a, static_cast<unsigned>(head_blocks));
 }
 
 }  // namespace
@@ -123,10 +139,11 @@ void ssd_step(const SsdArgs& a, cudaStream_t stream) {
     const bool quads = a.d_state % 4 == 0 && a.ld_bc % 4 == 0 && a.slot_stride % 4 == 0 && is_aligned(a.states, 16) &&
                        is_aligned(a.B, 4 * sizeof(T)) && is_aligned(a.C, 4 * sizeof(T));
     const bool few = a.heads * a.headdim * a.segments.count < 64 * 1024;  // rows: one each fills the GPU better
-    if (!quads) return launch<T, 1, 4, 1>(a, stream);
-    if (a.d_state <= 32) return launch<T, 4, 1, 4>(a, stream);
-    if (a.d_state <= 64) return launch<T, 4, 2, 2>(a, stream);
-    few ? launch<T, 4, 4, 1>(a, stream) : launch<T, 4, 4, 2>(a, stream);
+    if (!quads) return launch<T, 1, 4, 1, false>(a, stream);
+    if (a.d_state <= 32) return launch<T, 4, 1, 4, true>(a, stream);
+    if (a.d_state <= 64) return launch<T, 4, 2, 2, true>(a, stream);
+    if (a.d_state > 128) return launch<T, 4, 4, 1, false>(a, stream);
+    few ? launch<T, 4, 4, 1, true>(a, stream) : launch<T, 4, 4, 2, true>(a, stream);
   });
   check_launch("ssd_step");
 }

@@ -18,8 +18,10 @@ struct alignas(sizeof(T) * kCount) Packed {
   __device__ float operator[](int i) const {
     if constexpr (sizeof(T) == 4) {
       return __uint_as_float(words[i]);
+    } else if constexpr (std::is_same_v<T, __half>) {
+      return __half2float(__ushort_as_half(static_cast<uint16_t>(i % 2 == 0 ? words[i / 2] : words[i / 2] >> 16)));
     } else {
-      return to_float(bits_as(static_cast<uint16_t>(i % 2 == 0 ? words[i / 2] : words[i / 2] >> 16)));
+      return __uint_as_float(i % 2 == 0 ? words[i / 2] << 16 : words[i / 2] & 0xffff0000u);
     }
   }
   __device__ void set(int i, T v) {
@@ -32,13 +34,6 @@ struct alignas(sizeof(T) * kCount) Packed {
   }
 
  private:
-  static __device__ T bits_as(uint16_t bits) {
-    if constexpr (std::is_same_v<T, __half>) {
-      return __ushort_as_half(bits);
-    } else {
-      return __ushort_as_bfloat16(bits);
-    }
-  }
   static __device__ uint16_t bits_of(T v) {
     if constexpr (std::is_same_v<T, __half>) {
       return __half_as_ushort(v);
