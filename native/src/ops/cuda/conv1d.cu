@@ -1,5 +1,5 @@
-// Causal convolution: bound by memory. A thread walks the tokens of one tile for 16 bytes of channels, with the last
-// inputs in registers.
+// Causal convolution: bound by memory. A thread walks the tokens of one tile for a few channels, with the last inputs in
+// registers.
 #include <algorithm>
 
 #include "ops/cuda/cuda_ops.h"
@@ -12,7 +12,7 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kTile = 32;   // tokens
-constexpr int kAhead = 4;   // tokens loaded before the first is used
+constexpr int kAhead = 8;   // tokens loaded before the first is used
 
 template <typename T, int kCount>
 __device__ void load_or_zero(const T* p, bool present, float (&to)[kCount]) {
@@ -24,16 +24,10 @@ __device__ void load_or_zero(const T* p, bool present, float (&to)[kCount]) {
   }
 }
 
-template <typename T>
-__device__ float widen(T v, int) { return to_float(v); }
-template <typename T, int kCount>
-__device__ float widen(const Packed<T, kCount>& v, int i) { return v[i]; }
-
 // kTaps >= d_conv: the oldest taps beyond d_conv have weight zero. Each thread owns kCount channels.
 template <typename T, int kTaps, int kCount>
 __global__ void __launch_bounds__(kThreads)
     conv1d_kernel(const __grid_constant__ Conv1dArgs a, unsigned row_blocks, unsigned tiles) {
-  using Input = std::conditional_t<kCount == 1, T, Packed<T, kCount>>;
   const int64_t c = (static_cast<int64_t>(blockIdx.x % row_blocks) * kThreads + threadIdx.x) * kCount;
   const unsigned item = blockIdx.x / row_blocks;
   const Segment segment = a.segments.items[item / tiles];
@@ -80,20 +74,12 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
 
-  Input next[kAhead];
-  const auto load = [&](int64_t t0) {
+  for (int64_t t0 = begin; t0 < end; t0 += kAhead) {
+    Packed<T, kCount> next[kAhead] = {};
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      next[i] = Input();
-      if (t0 + i < end) next[i] = *reinterpret_cast<const Input*>(x + (t0 + i) * a.ld_x);
+      if (t0 + i < end) next[i] = load_packed<kCount>(x + (t0 + i) * a.ld_x);
     }
-  };
-  load(begin);
-  for (int64_t t0 = begin; t0 < end; t0 += kAhead) {
-    Input now[kAhead];
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) now[i] = next[i];
-    load(t0 + kAhead);
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       float y[kCount];
@@ -101,7 +87,7 @@ __global__ void __launch_bounds__(kThreads)
       for (int j = 0; j < kCount; ++j) {
 #pragma unroll
         for (int k = 0; k + 1 < kTaps; ++k) inputs[k][j] = inputs[k + 1][j];
-        inputs[kTaps - 1][j] = widen(now[i], j);
+        inputs[kTaps - 1][j] = next[i][j];
         y[j] = bias[j];
 #pragma unroll
         for (int k = 0; k < kTaps; ++k) y[j] = fmaf(weight[k][j], inputs[k][j], y[j]);
@@ -128,9 +114,9 @@ void launch(const Conv1dArgs& a, cudaStream_t stream) {
 
 void conv1d(const Conv1dArgs& a, cudaStream_t stream) {
   with_element_type(a.dtype, [&]<typename T>(T) {
-    constexpr int kCount = kVecOf16Bytes<T>;
+    constexpr int kCount = 4;
     const bool vectors = a.channels % kCount == 0 && a.ld_x % kCount == 0 && a.ld_out % kCount == 0 &&
-                         a.slot_stride % 4 == 0 && is_aligned(a.x, 16) && is_aligned(a.out, 16) &&
+                         a.slot_stride % 4 == 0 && is_aligned(a.x, 4 * sizeof(T)) && is_aligned(a.out, 4 * sizeof(T)) &&
                          is_aligned(a.weight, 16) && is_aligned(a.bias, 16) && is_aligned(a.windows, 16);
     vectors ? launch<T, kCount>(a, stream) : launch<T, 1>(a, stream);
   });

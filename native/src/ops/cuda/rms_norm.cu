@@ -49,23 +49,17 @@ struct Group {
   // What is normalised, elements [i, i + kCount): the residual stream with x, which is written back, or the gated x.
   template <int kCount>
   __device__ void load(int64_t i, float (&v)[kCount]) const {
-    if (x) load_floats(x + i, v);
-    if (residual) {
-      float sum[kCount];
-      load_floats(residual + i, sum);
-      if (x) {
+    Packed<T, kCount> x_part = {}, gate_part = {};
+    Packed<float, kCount> stream = {};
+    if (x) x_part = load_packed<kCount>(x + i);
+    if (gate) gate_part = load_packed<kCount>(gate + i);
+    if (residual) stream = load_packed<kCount>(residual + i);
 #pragma unroll
-        for (int k = 0; k < kCount; ++k) sum[k] += v[k];
-        store_floats(residual + i, sum);
-      }
-#pragma unroll
-      for (int k = 0; k < kCount; ++k) v[k] = sum[k];
-    }
+    for (int k = 0; k < kCount; ++k) v[k] = x_part[k] + stream[k];
+    if (residual && x) store_floats(residual + i, v);
     if (gate) {
-      float g[kCount];
-      load_floats(gate + i, g);
 #pragma unroll
-      for (int k = 0; k < kCount; ++k) v[k] *= silu(g[k]);
+      for (int k = 0; k < kCount; ++k) v[k] *= silu(gate_part[k]);
     }
   }
 
@@ -144,10 +138,8 @@ void rms_norm(const RmsNormArgs& a, cudaStream_t stream) {
     };
     if (!has_vectors(a, kVecOf16Bytes<T>) || vectors > 4 * kMaxThreads) {
       rms_norm_any_kernel<T><<<blocks, threads(8 * vectors, kMaxThreads), 0, stream>>>(a);
-    } else if (vectors <= 512) {
+    } else if (vectors <= kMaxThreads) {
       rms_norm_kernel<T, 1><<<blocks, threads(vectors, kMaxThreads), 0, stream>>>(a);
-    } else if (vectors <= 1024) {
-      rms_norm_kernel<T, 2><<<blocks, threads(ceil_div(vectors, 2), kMaxThreads), 0, stream>>>(a);
     } else {
       rms_norm_kernel<T, 4><<<blocks, threads(ceil_div(vectors, 4), kMaxThreads), 0, stream>>>(a);
     }

@@ -313,7 +313,7 @@ template <typename T, typename S>
 __global__ void __launch_bounds__(kThreads, S::resident)
     chunk_ends_kernel(const __grid_constant__ SelectiveScanArgs a, const __grid_constant__ Chunks chunks, bool pairs,
                       bool quads) {
-  constexpr float kNegligible = -64;  // log2; a sum keeps 24 bits
+  constexpr float kNegligible = -40;  // log2; a sum keeps 24 bits
   constexpr int kAtOnce = 4;          // tokens between two looks at what is forgotten
   __shared__ alignas(16) float B_tiles[S::bc_buffers][kTile][S::states];
   __shared__ float4 all_steps[kWarps][kTile][S::teams];
@@ -512,7 +512,7 @@ __global__ void __launch_bounds__(kThreads, S::resident)
 // Decode: one token of each segment; a thread is one channel with its states, of several segments so that A is read
 // less often.
 template <typename T>
-__global__ void __launch_bounds__(kThreads, 5)
+__global__ void __launch_bounds__(kThreads)
     step_kernel(const __grid_constant__ SelectiveScanArgs a, unsigned row_blocks, unsigned segments, bool quads) {
   constexpr int kStates = 16;  // in registers
   const unsigned e = blockIdx.x % row_blocks * kThreads + threadIdx.x;
@@ -521,12 +521,11 @@ __global__ void __launch_bounds__(kThreads, 5)
   const float D = a.D ? a.D[e] : 0.0f, bias = a.delta_bias ? a.delta_bias[e] : 0.0f;
   const int64_t first = static_cast<int64_t>(blockIdx.x / row_blocks) * segments;
   const int64_t end = min(first + segments, a.segments.count);
-  const int row = static_cast<int>(a.d_inner);  // of A and the state
   const bool in_registers = quads && a.d_state == kStates;
   float A[kStates];
   if (in_registers) {
 #pragma unroll
-    for (int n = 0; n < kStates; ++n) A[n] = a.A[n * row + e] * kLog2e;
+    for (int n = 0; n < kStates; ++n) A[n] = a.A[n * a.d_inner + e] * kLog2e;
   }
   for (int64_t s = first; s < end; ++s) {
     const Segment segment = a.segments.items[s];
@@ -544,7 +543,7 @@ __global__ void __launch_bounds__(kThreads, 5)
       float hs[kStates];
       Packed<T, 4> Bs[kStates / 4], Cs[kStates / 4];
 #pragma unroll
-      for (int n = 0; n < kStates; ++n) hs[n] = h[n * row];
+      for (int n = 0; n < kStates; ++n) hs[n] = h[n * a.d_inner];
 #pragma unroll
       for (int i = 0; i < kStates / 4; ++i) {
         Bs[i] = load_packed<4>(B + 4 * i);
@@ -555,14 +554,14 @@ __global__ void __launch_bounds__(kThreads, 5)
       for (int n = 0; n < kStates; ++n) {
         hs[n] = fmaf(exp2_fast(delta * A[n]), hs[n], delta * u * Bs[n / 4][n % 4]);
         y = fmaf(Cs[n / 4][n % 4], hs[n], y);
-        h[n * row] = hs[n];
+        h[n * a.d_inner] = hs[n];
       }
     } else {
       prepare(delta, u);
 #pragma unroll 8
-      for (int n = 0; n < a.d_state; ++n) {
-        float& h_n = h[n * row];
-        h_n = fmaf(exp2_fast(delta * (a.A[n * row + e] * kLog2e)), h_n, delta * u * to_float(B[n]));
+      for (int64_t n = 0; n < a.d_state; ++n) {
+        float& h_n = h[n * a.d_inner];
+        h_n = fmaf(exp2_fast(delta * (a.A[n * a.d_inner + e] * kLog2e)), h_n, delta * u * to_float(B[n]));
         y = fmaf(to_float(C[n]), h_n, y);
       }
     }
@@ -574,7 +573,7 @@ __global__ void __launch_bounds__(kThreads, 5)
 
 // Chunks cost nearly twice the exponentials: worth it while one walk leaves most of the GPU idle.
 Chunks plan_chunks(int64_t d_inner, int64_t d_state, const Segments& segments) {
-  constexpr int64_t kEnoughBlocks = 200, kTargetBlocks = 1280, kShortest = 128;
+  constexpr int64_t kEnoughBlocks = 200, kTargetBlocks = 640, kShortest = 128;
   Chunks chunks = {1, segments.longest, nullptr, nullptr};
   with_shape(d_state, [&]<typename S>(S) {
     const int64_t blocks = segments.count * ceil_div(d_inner, S::channels);

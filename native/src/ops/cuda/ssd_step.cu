@@ -15,7 +15,7 @@ constexpr int kTeams = 32 / kLanes;
 // A lane's vectors of kWidth elements in a part of a row [N]: vector q begins at kWidth (q kLanes + lane).
 template <typename T, int kWidth, int kVectors>
 struct RowPart {
-  using Vector = std::conditional_t<kWidth == 1, T, Packed<T, kWidth>>;
+  using Vector = Packed<T, kWidth>;
   Vector vectors[kVectors];
 
   static __device__ int64_t first(int q) { return kWidth * (q * kLanes + static_cast<int>(threadIdx.x) % kLanes); }
@@ -24,8 +24,8 @@ struct RowPart {
   __device__ void load(const T* p, int64_t left) {
 #pragma unroll
     for (int q = 0; q < kVectors; ++q) {
-      vectors[q] = Vector();
-      if (first(q) < left) vectors[q] = *reinterpret_cast<const Vector*>(p + first(q));
+      vectors[q] = {};
+      if (first(q) < left) vectors[q] = load_packed<kWidth>(p + first(q));
     }
   }
   __device__ void store(T* p, int64_t left) const {
@@ -34,26 +34,12 @@ struct RowPart {
       if (first(q) < left) *reinterpret_cast<Vector*>(p + first(q)) = vectors[q];
     }
   }
-  __device__ void set(int q, int k, T v) {
-    if constexpr (kWidth == 1) {
-      vectors[q] = v;
-    } else {
-      vectors[q].set(k, v);
-    }
-  }
-  __device__ float at(int q, int k) const {
-    if constexpr (kWidth == 1) {
-      return to_float(vectors[q]);
-    } else {
-      return vectors[q][k];
-    }
-  }
 };
 
 // A team of kLanes lanes walks time for kRows rows of the state, so that many bytes are under way. Rows of one part stay
 // in registers from token to token (kResident); longer ones go through memory, part by part.
 template <typename T, int kWidth, int kVectors, int kRows, bool kResident>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 5)
     ssd_step_kernel(const __grid_constant__ SsdArgs a, unsigned head_blocks) {
   constexpr int kPart = kWidth * kLanes * kVectors;
   using States = RowPart<float, kWidth, kVectors>;
@@ -85,6 +71,9 @@ __global__ void __launch_bounds__(kThreads)
     const T* B = static_cast<const T*>(a.B) + row * a.ld_bc + group * a.d_state;
     const T* C = static_cast<const T*>(a.C) + row * a.ld_bc + group * a.d_state;
     const T* x = static_cast<const T*>(a.x) + row * a.ld_x + head * a.headdim + p0;
+    Inputs B_part, C_part;
+    B_part.load(B, a.d_state);
+    C_part.load(C, a.d_state);
     float y[kRows] = {}, xs[kRows], dt = to_float(static_cast<const T*>(a.dt)[row * a.ld_dt + head]) + dt_bias;
 #pragma unroll
     for (int r = 0; r < kRows; ++r) xs[r] = r * kTeams < rows ? to_float(x[r * kTeams]) : 0.0f;
@@ -93,9 +82,10 @@ __global__ void __launch_bounds__(kThreads)
     const float decay = exp2_fast(dt * A);
     for (int64_t begin = 0; begin < a.d_state; begin += kPart) {
       if constexpr (!kResident) load(begin);
-      Inputs B_part, C_part;
-      B_part.load(B + begin, a.d_state - begin);
-      C_part.load(C + begin, a.d_state - begin);
+      if (begin > 0) {
+        B_part.load(B + begin, a.d_state - begin);
+        C_part.load(C + begin, a.d_state - begin);
+      }
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
         const float input = dt * xs[r];
@@ -103,9 +93,9 @@ __global__ void __launch_bounds__(kThreads)
         for (int q = 0; q < kVectors; ++q) {
 #pragma unroll
           for (int k = 0; k < kWidth; ++k) {
-            const float v = fmaf(decay, h[r].at(q, k), input * B_part.at(q, k));
-            y[r] = fmaf(C_part.at(q, k), v, y[r]);
-            h[r].set(q, k, v);
+            const float v = fmaf(decay, h[r].vectors[q][k], input * B_part.vectors[q][k]);
+            y[r] = fmaf(C_part.vectors[q][k], v, y[r]);
+            h[r].vectors[q].set(k, v);
           }
         }
       }

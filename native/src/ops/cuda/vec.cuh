@@ -8,10 +8,10 @@
 
 namespace m4j::cuda {
 
-// kCount elements as they lie in memory. Loaded ahead of their use, they stay whole words, which wait for the load only
+// kCount elements as they lie in memory, read and written 16 bytes at a time or less. Loaded ahead of their use, they stay whole words, which wait for the load only
 // where they are widened.
 template <typename T, int kCount>
-struct alignas(sizeof(T) * kCount) Packed {
+struct alignas(sizeof(T) * kCount < 16 ? sizeof(T) * kCount : 16) Packed {
   static constexpr int kWords = static_cast<int>(sizeof(T)) * kCount / 4;
   uint32_t words[kWords];
 
@@ -43,6 +43,13 @@ struct alignas(sizeof(T) * kCount) Packed {
   }
 };
 
+template <typename T>
+struct Packed<T, 1> {
+  T value;
+  __device__ float operator[](int) const { return to_float(value); }
+  __device__ void set(int, T v) { value = v; }
+};
+
 template <int kCount, typename T>
 __device__ Packed<T, kCount> load_packed(const T* p) {
   return *reinterpret_cast<const Packed<T, kCount>*>(p);
@@ -52,36 +59,19 @@ __device__ Packed<T, kCount> load_packed(const T* p) {
 template <typename T>
 constexpr int kVecOf16Bytes = 16 / static_cast<int>(sizeof(T));
 
-// One element, or several in accesses of up to 16 bytes.
 template <int kCount, typename T>
 __device__ void load_floats(const T* p, float (&to)[kCount]) {
-  if constexpr (kCount == 1) {
-    to[0] = to_float(*p);
-  } else {
-    constexpr int kPart = kCount < kVecOf16Bytes<T> ? kCount : kVecOf16Bytes<T>;
+  const auto packed = load_packed<kCount>(p);
 #pragma unroll
-    for (int i = 0; i < kCount; i += kPart) {
-      const auto part = load_packed<kPart>(p + i);
-#pragma unroll
-      for (int k = 0; k < kPart; ++k) to[i + k] = part[k];
-    }
-  }
+  for (int i = 0; i < kCount; ++i) to[i] = packed[i];
 }
 
 template <int kCount, typename T>
 __device__ void store_floats(T* p, const float (&from)[kCount]) {
-  if constexpr (kCount == 1) {
-    *p = from_float<T>(from[0]);
-  } else {
-    constexpr int kPart = kCount < kVecOf16Bytes<T> ? kCount : kVecOf16Bytes<T>;
+  Packed<T, kCount> packed = {};
 #pragma unroll
-    for (int i = 0; i < kCount; i += kPart) {
-      Packed<T, kPart> part = {};
-#pragma unroll
-      for (int k = 0; k < kPart; ++k) part.set(k, from_float<T>(from[i + k]));
-      *reinterpret_cast<Packed<T, kPart>*>(p + i) = part;
-    }
-  }
+  for (int i = 0; i < kCount; ++i) packed.set(i, from_float<T>(from[i]));
+  *reinterpret_cast<Packed<T, kCount>*>(p) = packed;
 }
 
 inline bool is_aligned(const void* p, int64_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
