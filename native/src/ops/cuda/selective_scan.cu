@@ -82,8 +82,8 @@ struct Place {
     const unsigned block = blockIdx.x % row_blocks, item = blockIdx.x / row_blocks;
     const int in_group = block % group_blocks * S::channels + 2 * (warp * S::teams + team);
     group = block / group_blocks;
-    channel = group * group_channels + in_group;
     owned = max(0, min(2, static_cast<int>(group_channels) - in_group));
+    channel = group * group_channels + (owned > 0 ? in_group : 0);  // always one that can be read
     chunk = item % static_cast<unsigned>(chunks.count);
     segment = item / static_cast<unsigned>(chunks.count);
     tokens = a.segments.items[segment];
@@ -202,10 +202,15 @@ struct Rows {
   __device__ void load(const Place<S>& at, int left, bool pairs, Packed<T, 2> (&to)[S::rounds]) const {
     if (pairs) {
       const T* q = p;
+      if (left >= kTile) {
+#pragma unroll
+        for (int r = 0; r < S::rounds; ++r, q += S::lanes * ld) to[r] = load_packed<2>(q);
+        return;
+      }
 #pragma unroll
       for (int r = 0; r < S::rounds; ++r, q += S::lanes * ld) {
         to[r] = {};
-        if (at.owned > 0 && r * S::lanes + at.lane < left) to[r] = load_packed<2>(q);
+        if (r * S::lanes + at.lane < left) to[r] = load_packed<2>(q);
       }
     } else {
 #pragma unroll
@@ -232,6 +237,7 @@ __device__ void finish_delta(const Place<S>& at, int left, const Packed<T, 2> (&
       for (int c = 0; c < 2; ++c) delta[r][c] = softplus(delta[r][c]);
     }
   }
+  if (left >= kTile) return;
 #pragma unroll
   for (int r = 0; r < S::rounds; ++r) {
     if (r * S::lanes + at.lane >= left) delta[r][0] = delta[r][1] = 0;
@@ -573,7 +579,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // Chunks cost nearly twice the exponentials: worth it while one walk leaves most of the GPU idle.
 Chunks plan_chunks(int64_t d_inner, int64_t d_state, const Segments& segments) {
-  constexpr int64_t kEnoughBlocks = 200, kTargetBlocks = 640, kShortest = 128;
+  constexpr int64_t kEnoughBlocks = 200, kTargetBlocks = 1280, kShortest = 128;
   Chunks chunks = {1, segments.longest, nullptr, nullptr};
   with_shape(d_state, [&]<typename S>(S) {
     const int64_t blocks = segments.count * ceil_div(d_inner, S::channels);
