@@ -49,7 +49,8 @@ struct Scan {
         D(DType::kF32, E, -1, 1), bias(DType::kF32, E, memory == Memory::kInitial ? -6.9f : -11.0f,
                                        memory == Memory::kInitial ? -2.25f : -10.0f),
         out(kType, B * L * E), states(DType::kF32, B * N * E, -1, 1),
-        workspace(DType::kF32, cuda::selective_scan_workspace(E, N, {nullptr, B, B * L, L}) / 4), items(segments_of(B, L)) {
+        workspace(DType::kF32, cuda::selective_scan_workspace(E, N, {nullptr, B, B * L, L}) / 4),
+        items(segments_of(B, L)) {
     std::vector<float> a = A.columns(N * E, 0, N * E);
     for (int64_t i = 0; i < N * E; ++i) a[i] *= memory == Memory::kInitial ? static_cast<float>(i / E + 1) : 0.01f;
     check(cudaMemcpy(A.data(), a.data(), a.size() * 4, cudaMemcpyHostToDevice), "copy");
@@ -71,8 +72,9 @@ struct Scan {
     std::vector<float> want(hu.size());
     for (int64_t b = 0; b < B; ++b) {
       const int64_t at = b * L * kChannels, bc = b * L * N;
-      reference::selective_scan({&hu[at], kChannels, &hd[at], kChannels, hA.data(), &hB[bc], &hC[bc], N, hD.data(), &hz[at],
-                                 kChannels, hb.data(), true, L, kChannels, N, 1, &state[b * N * kChannels], &want[at],
+      reference::selective_scan({&hu[at], kChannels, &hd[at], kChannels, hA.data(), &hB[bc], &hC[bc], N, hD.data(),
+                                 &hz[at], kChannels, hb.data(), true, L, kChannels, N, 1,
+                                 &state[b * N * kChannels], &want[at],
                                  kChannels},
                                 {0, 1, nullptr, 0});
     }
@@ -151,9 +153,10 @@ struct SsdStep {
     check(cudaStreamSynchronize(stream), "ssd_step");
     const auto hx = x.columns(B * H * P, b * H * P, H * P), hdt = dt.columns(B * H, b * H, H), hA = A.columns(H, 0, H),
                hB = Bs.columns(B * N, b * N, N), hC = Cs.columns(B * N, b * N, N), hD = D.columns(H, 0, H),
-               hb = bias.columns(H, 0, H);
-    reference::ssd_step({hx.data(), H * P, hdt.data(), H, hA.data(), hB.data(), hC.data(), N, hD.data(), hb.data(), true, 0,
-                         std::numeric_limits<float>::infinity(), 1, H, P, N, 1, 1, state.data(), want.data(), H * P},
+               hb = bias.columns(H, 0,
+               H);
+    reference::ssd_step({hx.data(), H * P, hdt.data(), H, hA.data(), hB.data(), hC.data(), N, hD.data(), hb.data(), true,
+                         0, std::numeric_limits<float>::infinity(), 1, H, P, N, 1, 1, state.data(), want.data(), H * P},
                         {0, 1, nullptr, 0});
     const double of_state = relative_error(states.columns(B * size, b * size, size), state.data());
     if (!(of_state < 1e-5)) std::printf("state off by %.1e\n", of_state);
@@ -182,10 +185,11 @@ void ssd_steps(Bench& bench) {
 void convolutions(Bench& bench) {
   const int64_t C = 5376, K = 4;
   for (const auto& [B, L] : {std::pair<int64_t, int64_t>{8, 2048}, {1, 2048}, {1, 1}, {64, 1}, {256, 1}}) {
-    const std::string name = "conv1d B" + std::to_string(B) + " D5376 L" + std::to_string(L) + (L == 1 ? " (graph)" : "");
+    const std::string name =
+        "conv1d B" + std::to_string(B) + " D5376 L" + std::to_string(L) + (L == 1 ? " (graph)" : "");
     if (!bench.wants(name)) continue;
-    const GpuArray x(kType, B * L * C, -1, 1), w(DType::kF32, K * C, -1, 1), b(DType::kF32, C, -1, 1), out(kType, B * L * C),
-        windows(DType::kF32, B * (K - 1) * C, -1, 1);
+    const GpuArray x(kType, B * L * C, -1, 1), w(DType::kF32, K * C, -1, 1), b(DType::kF32, C, -1, 1),
+        out(kType, B * L * C), windows(DType::kF32, B * (K - 1) * C, -1, 1);
     const auto items = segments_of(B, L);
     const cuda::Conv1dArgs args = {kType, x.data(), C, w.floats(), b.floats(), windows.floats(), (K - 1) * C,
                                    view(*items, B, L), C, K, true, out.data(), C};
@@ -193,7 +197,8 @@ void convolutions(Bench& bench) {
     cuda::conv1d(args, bench.timer.stream());
     check(cudaStreamSynchronize(bench.timer.stream()), "conv1d");
     const auto hx = x.columns(B * L * C, 0, L * C), hw = w.columns(K * C, 0, K * C), hb = b.columns(C, 0, C);
-    reference::conv1d({hx.data(), C, hw.data(), hb.data(), window.data(), L, C, K, true, want.data(), C}, {0, 1, nullptr, 0});
+    reference::conv1d({hx.data(), C, hw.data(), hb.data(), window.data(), L, C, K, true, want.data(), C},
+                      {0, 1, nullptr, 0});
     const double e = relative_error(out.columns(B * L * C, 0, L * C), want.data());
     const auto work = [&](int) { cuda::conv1d(args, bench.timer.stream()); };
     const double bytes = L == 1 ? B * C * (4.0 + 8 * (K - 1)) : 4.0 * B * L * C;
@@ -216,8 +221,8 @@ void norms(Bench& bench) {
     const GpuArray x(kType, s.T * s.D, -1, 1), gate(kType, s.T * s.D, -2, 2), residual(DType::kF32, s.T * s.D, -1, 1),
         weight(DType::kF32, s.D, -1, 1), out(kType, s.T * s.D);
     const cuda::RmsNormArgs args = {kType, x.data(), s.D, s.residual ? residual.floats() : nullptr,
-                                    s.gate ? gate.data() : nullptr, s.D, weight.floats(), 1e-5f, s.T, s.D, 1, out.data(),
-                                    s.D};
+                                    s.gate ? gate.data() : nullptr, s.D, weight.floats(), 1e-5f, s.T, s.D, 1,
+                                    out.data(), s.D};
     const int64_t last = (s.T - 1) * s.D;
     const auto row = [&](const GpuArray& v) { return v.columns(s.T * s.D, last, s.D); };
     std::vector<float> input = row(s.residual ? residual : x), want(s.D);

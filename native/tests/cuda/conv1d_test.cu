@@ -31,8 +31,9 @@ struct Problem {
         weight_memory(DType::kF32, weight, channels),
         bias_memory(DType::kF32, bias.empty() ? weight : bias, channels),
         window_memory(DType::kF32, windows, window_floats(), window_floats() + gap);
-    conv1d({dtype, x_memory.data(), x_memory.ld(), weight_memory.floats(), bias.empty() ? nullptr : bias_memory.floats(),
-            window_memory.floats(), window_memory.ld(), batch.segments(bound), channels, d_conv, silu, out.data(),
+    conv1d({dtype, x_memory.data(), x_memory.ld(), weight_memory.floats(),
+            bias.empty() ? nullptr : bias_memory.floats(), window_memory.floats(), window_memory.ld(),
+            batch.segments(bound), channels, d_conv, silu, out.data(),
             out.ld()},
            nullptr);
     return {out.read(), window_memory.read()};
@@ -64,7 +65,8 @@ class CudaConv1d : public ::testing::Test {
 
 TEST_F(CudaConv1d, RaggedBatchesOfAnySize) {
   for (const std::vector<int64_t>& lengths :
-       {std::vector<int64_t>{1, 37, 2, 1, 301, 32, 33, 3, 5, 8}, std::vector<int64_t>(19, 1), std::vector<int64_t>{2, 1}}) {
+       {std::vector<int64_t>{1, 37, 2, 1, 301, 32, 33, 3, 5, 8}, std::vector<int64_t>(19, 1),
+        std::vector<int64_t>{2, 1}}) {
     const Ragged batch(lengths, random);
     for (int64_t channels : {1, 13, 64, 207, 1032}) {
       for (int64_t d_conv = 2; d_conv <= 8; ++d_conv) {

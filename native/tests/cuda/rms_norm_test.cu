@@ -62,7 +62,8 @@ TEST(CudaRmsNorm, EveryKindOfAnySize) {
     int64_t tokens, dim, n_groups;
   };
   for (const Shape& s : {Shape{1, 1, 1}, Shape{7, 13, 1}, Shape{37, 768, 1}, Shape{5, 2560, 1}, Shape{3, 5120, 8},
-                         Shape{2, 207, 3}, Shape{3, 10240, 1}, Shape{2, 20000, 1}, Shape{2, 40000, 1}, Shape{9, 96, 12}}) {
+                         Shape{2, 207, 3}, Shape{3, 10240, 1}, Shape{2, 20000, 1}, Shape{2, 40000, 1},
+                         Shape{9, 96, 12}}) {
     for (DType dtype : kDTypes) {
       for (Kind kind : kKinds) {
         for (int64_t gap : {0, 3, 8}) {
@@ -89,7 +90,8 @@ TEST(CudaRmsNorm, OffsetsBeyond32Bits) {
     rows.write(t * far + 100, part_of(problem.gate, dim, t));
   }
   const DeviceArray weight(DType::kF32, problem.weight, dim);
-  rms_norm({DType::kBF16, rows.at(0), far, nullptr, rows.at(100), far, weight.floats(), 1e-5f, 3, dim, 1, rows.at(200), far},
+  rms_norm({DType::kBF16, rows.at(0), far, nullptr, rows.at(100), far, weight.floats(), 1e-5f, 3, dim, 1,
+            rows.at(200), far},
            nullptr);
   expect_close(rows.read(2 * far + 200, dim), part_of(problem.expected().out, dim, 2), tolerance_of(DType::kBF16));
 }

@@ -60,8 +60,9 @@ struct Problem {
     const DeviceArray workspace(DType::kF32, 1, bytes / 4);
     const DeviceArray& out = target == Target::kOverU ? u_memory : target == Target::kOverZ ? z_memory : out_memory;
     selective_scan({dtype, u_memory.data(), row_ld, delta_memory.data(), row_ld, A_memory.floats(), B_memory.data(),
-                    C_memory.data(), bc_ld, D.empty() ? nullptr : D_memory.floats(), z.empty() ? nullptr : z_memory.data(),
-                    row_ld, delta_bias.empty() ? nullptr : bias_memory.floats(), softplus, segments, d_inner, d_state,
+                    C_memory.data(), bc_ld, D.empty() ? nullptr : D_memory.floats(),
+                    z.empty() ? nullptr : z_memory.data(), row_ld,
+                    delta_bias.empty() ? nullptr : bias_memory.floats(), softplus, segments, d_inner, d_state,
                     n_groups, state_memory.floats(), slot_stride, out.data(), row_ld, {workspace.data(), bytes}},
                    nullptr);
     must(cudaDeviceSynchronize());
@@ -74,8 +75,9 @@ struct Problem {
     for (const Segment& s : batch.items) {
       const int64_t at = s.row * d_inner, bc_at = s.row * bc_cols();
       m4j::reference::selective_scan(
-          {&u[at], d_inner, &delta[at], d_inner, A.data(), &B[bc_at], &C[bc_at], bc_cols(), D.empty() ? nullptr : D.data(),
-           z.empty() ? nullptr : &z[at], d_inner, delta_bias.empty() ? nullptr : delta_bias.data(), softplus, s.tokens,
+          {&u[at], d_inner, &delta[at], d_inner, A.data(), &B[bc_at], &C[bc_at],
+          bc_cols(),
+           D.empty() ? nullptr : D.data(), z.empty() ? nullptr : &z[at], d_inner, delta_bias.empty() ? nullptr : delta_bias.data(), softplus, s.tokens,
            d_inner, d_state, n_groups, &result.state[s.slot * state_floats()], &result.out[at], d_inner},
           {0, 1, nullptr, 0});
     }
@@ -236,7 +238,8 @@ TEST_F(CudaSelectiveScan, OffsetsBeyond32Bits) {
       rows.write(t * far + 400, part_of(problem.C, N, t));
     }
     states.write(stride, part_of(problem.states, N * E, 1));
-    const DeviceArray A(DType::kF32, problem.A, E), D(DType::kF32, problem.D, E), bias(DType::kF32, problem.delta_bias, E);
+    const DeviceArray A(DType::kF32, problem.A, E), D(DType::kF32, problem.D, E),
+        bias(DType::kF32, problem.delta_bias, E);
     selective_scan({DType::kBF16, rows.at(0), far, rows.at(100), far, A.floats(), rows.at(300), rows.at(400), far,
                     D.floats(), rows.at(200), far, bias.floats(), true, batch.segments(), E, N, 1,
                     static_cast<float*>(states.at(0)), stride, rows.at(500), far, {}},

@@ -39,7 +39,8 @@ struct Problem {
 
   Outputs run(const Ragged& batch, int64_t gap = 8, int64_t bound = 0) const {
     const DeviceArray x_memory(dtype, x, row(), row() + gap), dt_memory(dtype, dt, shape.heads, shape.heads + gap),
-        B_memory(dtype, B, bc(), bc() + gap), C_memory(dtype, C, bc(), bc() + gap), out(dtype, tokens, row(), row() + gap),
+        B_memory(dtype, B, bc(), bc() + gap), C_memory(dtype, C, bc(), bc() + gap),
+        out(dtype, tokens, row(), row() + gap),
         A_memory(DType::kF32, A, shape.heads), D_memory(DType::kF32, D.empty() ? A : D, shape.heads),
         bias_memory(DType::kF32, dt_bias.empty() ? A : dt_bias, shape.heads),
         state_memory(DType::kF32, states, state_floats(), state_floats() + gap);
@@ -56,10 +57,11 @@ struct Problem {
     Outputs result = {std::vector<float>(x.size()), states};
     for (const Segment& s : batch.items) {
       m4j::reference::ssd_step(
-          {&x[s.row * row()], row(), &dt[s.row * shape.heads], shape.heads, A.data(), &B[s.row * bc()], &C[s.row * bc()],
-           bc(), D.empty() ? nullptr : D.data(), dt_bias.empty() ? nullptr : dt_bias.data(), softplus, 0.01f, dt_max,
-           s.tokens, shape.heads, shape.headdim, shape.d_state, shape.n_groups, 1, &result.state[s.slot * state_floats()],
-           &result.out[s.row * row()], row()},
+          {&x[s.row * row()], row(), &dt[s.row * shape.heads], shape.heads, A.data(), &B[s.row * bc()],
+           &C[s.row * bc()], bc(), D.empty() ? nullptr : D.data(),
+           dt_bias.empty() ? nullptr : dt_bias.data(), softplus, 0.01f, dt_max,
+           s.tokens, shape.heads, shape.headdim, shape.d_state, shape.n_groups, 1,
+           &result.state[s.slot * state_floats()], &result.out[s.row * row()], row()},
           {0, 1, nullptr, 0});
     }
     return result;

@@ -8,8 +8,9 @@
 namespace m4j::cuda {
 namespace {
 
-constexpr int kThreads = 96;  // of 8 channels in 16 bits each: a part of 768, which divides the width of most models
-constexpr int kAhead = 4;     // tokens loaded before the first is used
+constexpr int kThreads = 128;
+constexpr int kTile = 32;  // tokens
+constexpr int kAhead = 4;  // tokens loaded before the first is used
 
 template <typename T, int kCount>
 __device__ void load_or_zero(const T* p, bool present, float (&to)[kCount]) {
@@ -24,11 +25,11 @@ __device__ void load_or_zero(const T* p, bool present, float (&to)[kCount]) {
 // kTaps >= d_conv: the oldest taps beyond d_conv have weight zero. Each thread owns kCount channels.
 template <typename T, int kTaps, int kCount>
 __global__ void __launch_bounds__(kThreads)
-    conv1d_kernel(const __grid_constant__ Conv1dArgs a, unsigned row_blocks, unsigned tiles, unsigned tile) {
+    conv1d_kernel(const __grid_constant__ Conv1dArgs a, unsigned row_blocks, unsigned tiles) {
   const int64_t c = (static_cast<int64_t>(blockIdx.x % row_blocks) * kThreads + threadIdx.x) * kCount;
   const unsigned item = blockIdx.x / row_blocks;
   const Segment segment = a.segments.items[item / tiles];
-  const int64_t begin = static_cast<int64_t>(item % tiles) * tile, end = min(begin + tile, segment.tokens);
+  const int64_t begin = static_cast<int64_t>(item % tiles) * kTile, end = min(begin + kTile, segment.tokens);
   if (c >= a.channels || begin >= end) return;
   const T* x = static_cast<const T*>(a.x) + segment.row * a.ld_x + c;
   T* out = static_cast<T*>(a.out) + segment.row * a.ld_out + c;
@@ -98,17 +99,12 @@ __global__ void __launch_bounds__(kThreads)
 template <typename T, int kCount>
 void launch(const Conv1dArgs& a, cudaStream_t stream) {
   const unsigned row_blocks = static_cast<unsigned>(ceil_div(a.channels, kThreads * kCount));
-  // Long tiles read weights and the inputs before them less often; short ones fill the GPU.
-  constexpr int64_t kLongest = 64, kShortest = 16, kEnoughBlocks = 1000;
-  int64_t tile = kLongest;
-  const auto blocks_of = [&] { return row_blocks * ceil_div(a.segments.longest, tile) * a.segments.count; };
-  while (tile > kShortest && blocks_of() < kEnoughBlocks) tile /= 2;
-  const unsigned tiles = static_cast<unsigned>(ceil_div(a.segments.longest, tile)), tokens = static_cast<unsigned>(tile);
-  const unsigned blocks = static_cast<unsigned>(blocks_of());
+  const unsigned tiles = static_cast<unsigned>(ceil_div(a.segments.longest, kTile));
+  const unsigned blocks = row_blocks * tiles * static_cast<unsigned>(a.segments.count);
   if (a.d_conv <= 4) {
-    conv1d_kernel<T, 4, kCount><<<blocks, kThreads, 0, stream>>>(a, row_blocks, tiles, tokens);
+    conv1d_kernel<T, 4, kCount><<<blocks, kThreads, 0, stream>>>(a, row_blocks, tiles);
   } else {
-    conv1d_kernel<T, 8, kCount><<<blocks, kThreads, 0, stream>>>(a, row_blocks, tiles, tokens);
+    conv1d_kernel<T, 8, kCount><<<blocks, kThreads, 0, stream>>>(a, row_blocks, tiles);
   }
 }
 

@@ -122,7 +122,9 @@ __global__ void __launch_bounds__(kMaxThreads) rms_norm_any_kernel(const __grid_
 
 // Rows that can be read in vectors of 8.
 bool has_vectors(const RmsNormArgs& a, int64_t per_16_bytes) {
-  const auto rows = [&](const void* p, int64_t ld) { return p == nullptr || (is_aligned(p, 16) && ld % per_16_bytes == 0); };
+  const auto rows = [&](const void* p, int64_t ld) {
+    return p == nullptr || (is_aligned(p, 16) && ld % per_16_bytes == 0);
+  };
   return a.dim / a.n_groups % 8 == 0 && rows(a.x, a.ld_x) && rows(a.gate, a.ld_gate) && rows(a.out, a.ld_out) &&
          is_aligned(a.residual, 16) && is_aligned(a.weight, 16);
 }

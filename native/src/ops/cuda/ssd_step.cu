@@ -36,8 +36,8 @@ struct RowPart {
   }
 };
 
-// A team of kLanes lanes walks time for kRows rows of the state, so that many bytes are under way. Rows of one part stay
-// in registers from token to token (kResident); longer ones go through memory, part by part.
+// A team of kLanes lanes walks time for kRows rows of the state, so that many bytes are under way. Rows of one part
+// stay in registers from token to token (kResident); longer ones go through memory, part by part.
 template <typename T, int kWidth, int kVectors, int kRows, bool kResident>
 __global__ void __launch_bounds__(kThreads, 5)
     ssd_step_kernel(const __grid_constant__ SsdArgs a, unsigned head_blocks) {
@@ -107,7 +107,8 @@ __global__ void __launch_bounds__(kThreads, 5)
 #pragma unroll
       for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) y[r] += __shfl_xor_sync(0xffffffff, y[r], lanes);
       if (threadIdx.x % kLanes == 0 && r * kTeams < rows) {
-        static_cast<T*>(a.out)[row * a.ld_out + head * a.headdim + p0 + r * kTeams] = from_float<T>(fmaf(D, xs[r], y[r]));
+        T* out = static_cast<T*>(a.out) + row * a.ld_out + head * a.headdim + p0;
+        out[r * kTeams] = from_float<T>(fmaf(D, xs[r], y[r]));
       }
     }
   }

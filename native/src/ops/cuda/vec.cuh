@@ -8,8 +8,8 @@
 
 namespace m4j::cuda {
 
-// kCount elements as they lie in memory, read and written 16 bytes at a time or less. Loaded ahead of their use, they stay whole words, which wait for the load only
-// where they are widened.
+// kCount elements as they lie in memory, read and written 16 bytes at a time or less. Loaded ahead of their use, they
+// stay whole words, which wait for the load only where they are widened.
 template <typename T, int kCount>
 struct alignas(sizeof(T) * kCount < 16 ? sizeof(T) * kCount : 16) Packed {
   static constexpr int kWords = static_cast<int>(sizeof(T)) * kCount / 4;
