@@ -155,7 +155,8 @@ struct SsdStep {
                hB = Bs.columns(B * N, b * N, N), hC = Cs.columns(B * N, b * N, N), hD = D.columns(H, 0, H),
                hb = bias.columns(H, 0,
                H);
-    reference::ssd_step({hx.data(), H * P, hdt.data(), H, hA.data(), hB.data(), hC.data(), N, hD.data(), hb.data(), true,
+    reference::ssd_step({hx.data(), H * P, hdt.data(), H, hA.data(), hB.data(), hC.data(), N, hD.data(), hb.data(),
+                         true,
                          0, std::numeric_limits<float>::infinity(), 1, H, P, N, 1, 1, state.data(), want.data(), H * P},
                         {0, 1, nullptr, 0});
     const double of_state = relative_error(states.columns(B * size, b * size, size), state.data());

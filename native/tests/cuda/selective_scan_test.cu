@@ -77,7 +77,8 @@ struct Problem {
       m4j::reference::selective_scan(
           {&u[at], d_inner, &delta[at], d_inner, A.data(), &B[bc_at], &C[bc_at],
           bc_cols(),
-           D.empty() ? nullptr : D.data(), z.empty() ? nullptr : &z[at], d_inner, delta_bias.empty() ? nullptr : delta_bias.data(), softplus, s.tokens,
+           D.empty() ? nullptr : D.data(), z.empty() ? nullptr : &z[at], d_inner,
+           delta_bias.empty() ? nullptr : delta_bias.data(), softplus, s.tokens,
            d_inner, d_state, n_groups, &result.state[s.slot * state_floats()], &result.out[at], d_inner},
           {0, 1, nullptr, 0});
     }
