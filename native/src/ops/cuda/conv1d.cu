@@ -1,7 +1,5 @@
 // Causal convolution: bound by memory. A thread walks the tokens of one tile for 16 bytes of channels, with the last
 // inputs in registers.
-#include <algorithm>
-
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/math.cuh"
@@ -11,8 +9,8 @@ namespace m4j::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kTile = 32;   // tokens
-constexpr int kAhead = 4;   // tokens loaded before the first is used
+constexpr int kTile = 32;  // tokens
+constexpr int kAhead = 4;  // tokens loaded before the first is used
 
 template <typename T, int kCount>
 __device__ void load_or_zero(const T* p, bool present, float (&to)[kCount]) {
@@ -75,9 +73,11 @@ __global__ void __launch_bounds__(kThreads)
   }
 
   for (int64_t t0 = begin; t0 < end; t0 += kAhead) {
-    float next[kAhead][kCount];
+    Packed<T, kCount> next[kAhead] = {};
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) load_or_zero(x + (t0 + i) * a.ld_x, t0 + i < end, next[i]);
+    for (int i = 0; i < kAhead; ++i) {
+      if (t0 + i < end) next[i] = load_packed<kCount>(x + (t0 + i) * a.ld_x);
+    }
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       float y[kCount];

@@ -49,23 +49,17 @@ struct Group {
   // What is normalised, elements [i, i + kCount): the residual stream with x, which is written back, or the gated x.
   template <int kCount>
   __device__ void load(int64_t i, float (&v)[kCount]) const {
-    if (x) load_floats(x + i, v);
-    if (residual) {
-      float sum[kCount];
-      load_floats(residual + i, sum);
-      if (x) {
+    Packed<T, kCount> x_part = {}, gate_part = {};
+    Packed<float, kCount> stream = {};
+    if (x) x_part = load_packed<kCount>(x + i);
+    if (gate) gate_part = load_packed<kCount>(gate + i);
+    if (residual) stream = load_packed<kCount>(residual + i);
 #pragma unroll
-        for (int k = 0; k < kCount; ++k) sum[k] += v[k];
-        store_floats(residual + i, sum);
-      }
-#pragma unroll
-      for (int k = 0; k < kCount; ++k) v[k] = sum[k];
-    }
+    for (int k = 0; k < kCount; ++k) v[k] = x_part[k] + stream[k];
+    if (residual && x) store_floats(residual + i, v);
     if (gate) {
-      float g[kCount];
-      load_floats(gate + i, g);
 #pragma unroll
-      for (int k = 0; k < kCount; ++k) v[k] *= silu(g[k]);
+      for (int k = 0; k < kCount; ++k) v[k] *= silu(gate_part[k]);
     }
   }
 
@@ -87,8 +81,15 @@ __global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(const __grid_cons
 #pragma unroll
   for (int part = 0; part < kParts; ++part) {
     const int64_t i = 8 * (static_cast<int64_t>(part) * blockDim.x + threadIdx.x);
-    if (i >= group.dim) break;
-    group.load(i, v[part]);
+    if (i < group.dim) {
+      group.load(i, v[part]);
+    } else {
+#pragma unroll
+      for (int k = 0; k < 8; ++k) v[part][k] = 0;
+    }
+  }
+#pragma unroll
+  for (int part = 0; part < kParts; ++part) {
 #pragma unroll
     for (int k = 0; k < 8; ++k) sum = fmaf(v[part][k], v[part][k], sum);
   }
@@ -121,7 +122,9 @@ __global__ void __launch_bounds__(kMaxThreads) rms_norm_any_kernel(const __grid_
 
 // Rows that can be read in vectors of 8.
 bool has_vectors(const RmsNormArgs& a, int64_t per_16_bytes) {
-  const auto rows = [&](const void* p, int64_t ld) { return p == nullptr || (is_aligned(p, 16) && ld % per_16_bytes == 0); };
+  const auto rows = [&](const void* p, int64_t ld) {
+    return p == nullptr || (is_aligned(p, 16) && ld % per_16_bytes == 0);
+  };
   return a.dim / a.n_groups % 8 == 0 && rows(a.x, a.ld_x) && rows(a.gate, a.ld_gate) && rows(a.out, a.ld_out) &&
          is_aligned(a.residual, 16) && is_aligned(a.weight, 16);
 }
@@ -129,7 +132,6 @@ bool has_vectors(const RmsNormArgs& a, int64_t per_16_bytes) {
 }  // namespace
 
 void rms_norm(const RmsNormArgs& a, cudaStream_t stream) {
-  constexpr int64_t kFewThreads = 512;  // more of them only for rows that do not fit otherwise
   const unsigned blocks = static_cast<unsigned>(a.tokens * a.n_groups);
   const int64_t vectors = ceil_div(a.dim / a.n_groups, 8);
   with_element_type(a.dtype, [&]<typename T>(T) {
@@ -138,8 +140,8 @@ void rms_norm(const RmsNormArgs& a, cudaStream_t stream) {
     };
     if (!has_vectors(a, kVecOf16Bytes<T>) || vectors > 4 * kMaxThreads) {
       rms_norm_any_kernel<T><<<blocks, threads(8 * vectors, kMaxThreads), 0, stream>>>(a);
-    } else if (vectors <= kFewThreads) {
-      rms_norm_kernel<T, 1><<<blocks, threads(vectors, kFewThreads), 0, stream>>>(a);
+    } else if (vectors <= kMaxThreads) {
+      rms_norm_kernel<T, 1><<<blocks, threads(vectors, kMaxThreads), 0, stream>>>(a);
     } else {
       rms_norm_kernel<T, 4><<<blocks, threads(ceil_div(vectors, 4), kMaxThreads), 0, stream>>>(a);
     }

@@ -8,187 +8,13 @@
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/math.cuh"
+#include "ops/cuda/selective_scan_tiles.cuh"
 #include "ops/cuda/vec.cuh"
 
 namespace m4j::cuda {
 namespace {
 
-constexpr int kWarps = 4;
-constexpr int kThreads = 32 * kWarps;
-constexpr int kTile = 16;  // tokens between two barriers
-
-// A team of kLanes lanes shares two neighbouring channels; each lane holds kPerLane states of both.
-template <int kLanes, int kPerLane>
-struct Shape {
-  static constexpr int lanes = kLanes;
-  static constexpr int per_lane = kPerLane;
-  static constexpr int states = kLanes * kPerLane;
-  static constexpr int teams = 32 / kLanes;                // of a warp
-  static constexpr int channels = 2 * teams * kWarps;      // of a block
-  static constexpr int rounds = kTile / kLanes;            // of a tile: in each, a lane prepares and finishes one token
-  static constexpr int resident = states <= 16 ? 5 : states <= 32 ? 4 : states <= 128 ? 3 : 2;  // blocks an SM can hold
-  static constexpr int bc_buffers = states > 128 ? 1 : 2;  // two need 64 KiB at 256 states
-
-  // Consecutive lanes hold consecutive quads of states, so that they read shared memory without bank conflicts.
-  static __device__ int state(int lane, int i) { return i / 4 * 4 * kLanes + 4 * lane + i % 4; }
-};
-
-template <typename Body>
-void with_shape(int64_t d_state, Body&& body) {
-  if (d_state <= 16) return body(Shape<4, 4>());
-  if (d_state <= 32) return body(Shape<8, 4>());
-  if (d_state <= 64) return body(Shape<8, 8>());
-  if (d_state <= 128) return body(Shape<16, 8>());
-  return body(Shape<16, 16>());
-}
-
-// How time is cut, and what chunks hand on: `ends` holds the state before a sequence and then what each chunk but the
-// last adds to it, `delta_sums` the sums of delta over the chunks, which give their decays.
-struct Chunks {
-  int64_t count, tokens;
-  float* ends;        // [segments, count, N, E]
-  float* delta_sums;  // [segments, count, E]
-};
-
-// A block is one range of channels of one chunk of one segment.
-template <typename S>
-struct Place {
-  int warp, team, lane;
-  int64_t segment, chunk, group;
-  Segment tokens;
-  int64_t begin, end;  // of the chunk, in tokens of the segment
-  int64_t channel;     // the first of the team's two
-  int owned;           // how many of them exist
-
-  __device__ Place(const SelectiveScanArgs& a, const Chunks& chunks) {
-    const int in_warp = threadIdx.x % 32;
-    warp = threadIdx.x / 32;
-    team = in_warp % S::teams;
-    lane = in_warp / S::teams;
-    const int64_t group_channels = a.d_inner / a.n_groups;
-    const unsigned group_blocks = static_cast<unsigned>((group_channels + S::channels - 1) / S::channels);
-    const unsigned row_blocks = group_blocks * static_cast<unsigned>(a.n_groups);
-    const unsigned block = blockIdx.x % row_blocks, item = blockIdx.x / row_blocks;
-    const int64_t in_group = block % group_blocks * S::channels + 2 * (warp * S::teams + team);
-    group = block / group_blocks;
-    channel = group * group_channels + in_group;
-    owned = static_cast<int>(max(int64_t{0}, min(int64_t{2}, group_channels - in_group)));
-    chunk = item % static_cast<unsigned>(chunks.count);
-    segment = item / static_cast<unsigned>(chunks.count);
-    tokens = a.segments.items[segment];
-    begin = chunk * chunks.tokens;
-    end = min(begin + chunks.tokens, tokens.tokens);
-  }
-
-  __device__ bool last_chunk() const { return end == tokens.tokens; }
-};
-
-// Neighbouring channels can be read in one access.
-inline bool has_pairs(const SelectiveScanArgs& a) {
-  return a.d_inner / a.n_groups % 2 == 0 && a.slot_stride % 2 == 0 && is_aligned(a.states, 8) && is_aligned(a.A, 8);
-}
-
-// Groups of four B and C can be read in one access.
-inline bool has_quads(const SelectiveScanArgs& a) {
-  const int64_t bytes = dtype_bytes(a.dtype, 4);
-  return a.d_state % 4 == 0 && a.ld_bc % 4 == 0 && is_aligned(a.B, bytes) && is_aligned(a.C, bytes);
-}
-
-template <typename T>
-__device__ Vec<T, 2> load_pair(const T* p, int owned, bool pairs) {
-  Vec<T, 2> v = {};
-  if (pairs && owned == 2) return *reinterpret_cast<const Vec<T, 2>*>(p);
-  if (owned > 0) v.v[0] = p[0];
-  if (owned > 1) v.v[1] = p[1];
-  return v;
-}
-
-template <typename T>
-__device__ void store_pair(T* p, const Vec<T, 2>& v, int owned, bool pairs) {
-  if (pairs && owned == 2) {
-    *reinterpret_cast<Vec<T, 2>*>(p) = v;
-  } else {
-    if (owned > 0) p[0] = v.v[0];
-    if (owned > 1) p[1] = v.v[1];
-  }
-}
-
-// A thread's part of a tile of B and, if kMatrices is 2, C, on its way from memory to shared memory as float32
-// [tokens][kMatrices][states]; zeros past the last token and state.
-template <typename T, typename S, int kMatrices>
-struct BcLoader {
-  static constexpr int kRow = S::states / 4;  // quads
-  static constexpr int kQuads = kTile * kMatrices * kRow;
-  static constexpr int kPerThread = (kQuads + kThreads - 1) / kThreads;
-  Vec<T, 4> quads[kPerThread];
-
-  __device__ void load(const SelectiveScanArgs& a, const Place<S>& at, int64_t begin, bool aligned) {
-#pragma unroll
-    for (int i = 0; i < kPerThread; ++i) {
-      const int index = i * kThreads + threadIdx.x;
-      const int n = index % kRow * 4, matrix = index / kRow % kMatrices;
-      const int64_t token = begin + index / kRow / kMatrices;
-      quads[i] = {};
-      if (index >= kQuads || token >= at.end || n >= a.d_state) continue;
-      const T* p = static_cast<const T*>(matrix == 0 ? a.B : a.C) + (at.tokens.row + token) * a.ld_bc +
-                   at.group * a.d_state + n;
-      if (aligned) {
-        quads[i] = *reinterpret_cast<const Vec<T, 4>*>(p);
-      } else {
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          if (n + k < a.d_state) quads[i].v[k] = p[k];
-        }
-      }
-    }
-  }
-
-  __device__ void store(float* tile) const {
-#pragma unroll
-    for (int i = 0; i < kPerThread; ++i) {
-      const int index = i * kThreads + threadIdx.x;
-      const Vec<T, 4>& q = quads[i];
-      if (index < kQuads) {
-        reinterpret_cast<float4*>(tile)[index] =
-            make_float4(to_float(q.v[0]), to_float(q.v[1]), to_float(q.v[2]), to_float(q.v[3]));
-      }
-    }
-  }
-};
-
-// The activations of a lane's tokens in a tile, one in each round; zeros past the last token.
-template <typename T, typename S>
-struct Inputs {
-  Vec<T, 2> u[S::rounds], delta[S::rounds];
-
-  __device__ void load(const SelectiveScanArgs& a, const Place<S>& at, int64_t begin, bool pairs) {
-#pragma unroll
-    for (int r = 0; r < S::rounds; ++r) {
-      const int64_t token = begin + r * S::lanes + at.lane;
-      const int owned = token < at.end ? at.owned : 0;
-      const int64_t row = at.tokens.row + token;
-      u[r] = load_pair(static_cast<const T*>(a.u) + row * a.ld_u + at.channel, owned, pairs);
-      delta[r] = load_pair(static_cast<const T*>(a.delta) + row * a.ld_delta + at.channel, owned, pairs);
-    }
-  }
-
-  // steps: [tokens][teams] of delta and delta * u, of one channel and of the other
-  __device__ void prepare(const SelectiveScanArgs& a, const Place<S>& at, int64_t begin, const float (&bias)[2],
-                          float4 (*steps)[S::teams]) const {
-#pragma unroll
-    for (int r = 0; r < S::rounds; ++r) {
-      const int token = r * S::lanes + at.lane;
-      float d[2];
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        d[c] = to_float(delta[r].v[c]) + bias[c];
-        if (a.delta_softplus) d[c] = softplus(d[c]);
-        if (begin + token >= at.end) d[c] = 0;  // keeps the state as it is
-      }
-      steps[token][at.team] = make_float4(d[0], d[0] * to_float(u[r].v[0]), d[1], d[1] * to_float(u[r].v[1]));
-    }
-  }
-};
+using namespace scan;
 
 // [N, E] at `states`: the team's part of it, zeros where there is no state or channel.
 template <typename S>
@@ -198,8 +24,8 @@ __device__ void load_states(const SelectiveScanArgs& a, const Place<S>& at, cons
   for (int i = 0; i < S::per_lane; ++i) {
     const int n = S::state(at.lane, i);
     const auto v = load_pair(states + n * a.d_inner + at.channel, n < a.d_state ? at.owned : 0, pairs);
-    h[i][0] = v.v[0];
-    h[i][1] = v.v[1];
+    h[i][0] = v[0];
+    h[i][1] = v[1];
   }
 }
 
@@ -209,7 +35,7 @@ __device__ void store_states(const SelectiveScanArgs& a, const Place<S>& at, flo
 #pragma unroll
   for (int i = 0; i < S::per_lane; ++i) {
     const int n = S::state(at.lane, i);
-    store_pair(states + n * a.d_inner + at.channel, {{h[i][0], h[i][1]}}, n < a.d_state ? at.owned : 0, pairs);
+    store_pair(states + n * a.d_inner + at.channel, h[i][0], h[i][1], n < a.d_state ? at.owned : 0, pairs);
   }
 }
 
@@ -247,61 +73,83 @@ __device__ void reduce_scatter(float (&y)[S::lanes][2], int lane) {
 }
 
 // What each chunk adds to the state, walked from its end: the input of token t is weighted with exp(A sum of the
-// deltas after t). A chunk forgets: where all weights have become negligible the walk ends early, and the chunk's
-// decay, which is smaller still, is taken for the one reached.
+// deltas after t). States forget: those whose weights have become negligible in the whole warp are walked no further,
+// and a block without any others ends; the chunk's decay, which is smaller still, is then taken for the one reached.
 template <typename T, typename S>
 __global__ void __launch_bounds__(kThreads, S::resident)
     chunk_ends_kernel(const __grid_constant__ SelectiveScanArgs a, const __grid_constant__ Chunks chunks, bool pairs,
                       bool quads) {
-  constexpr float kNegligible = -64;  // log2; a sum keeps 24 bits
+  constexpr float kNegligible = -40;  // log2; a sum keeps 24 bits
+  constexpr int kAtOnce = 4;          // tokens
   __shared__ alignas(16) float B_tiles[S::bc_buffers][kTile][S::states];
   __shared__ float4 all_steps[kWarps][kTile][S::teams];
   const Place<S> at(a, chunks);
   if (at.begin >= at.end || at.last_chunk()) return;
   float4(*steps)[S::teams] = all_steps[at.warp];
 
-  float A[S::per_lane][2], h[S::per_lane][2] = {}, sum[2] = {}, bias[2], slowest[2] = {-INFINITY, -INFINITY};
+  float A[S::per_lane][2], h[S::per_lane][2] = {}, sum[2] = {}, bias[2];
   load_A<S>(a, at, pairs, A);
   load_channels(a.delta_bias, at.channel, at.owned, bias);
+  bool remembered[S::per_lane];
 #pragma unroll
-  for (int i = 0; i < S::per_lane; ++i) {
-    for (int c = 0; c < 2; ++c) {
-      if (S::state(at.lane, i) < a.d_state && c < at.owned) slowest[c] = fmaxf(slowest[c], A[i][c]);
-    }
-  }
-  const auto forgotten = [&](int c) { return slowest[c] == -INFINITY || slowest[c] * sum[c] < kNegligible; };
+  for (int i = 0; i < S::per_lane; ++i) remembered[i] = true;
 
-  Inputs<T, S> inputs;
-  BcLoader<T, S, 1> loader;
   int64_t begin = at.begin + (at.end - at.begin - 1) / kTile * kTile;
-  inputs.load(a, at, begin, pairs);
-  loader.load(a, at, begin, quads);
-  for (int buffer = 0;; buffer = (buffer + 1) % S::bc_buffers, begin -= kTile) {
+  Rows<T, S> u_rows(a.u, a.ld_u, at, begin), delta_rows(a.delta, a.ld_delta, at, begin);
+  Packed<T, 2> u[S::rounds], raw_delta[S::rounds];
+  BcLoader<T, S, 1> loader(a, at, begin);
+  const auto load_tile = [&](int left) {
+    u_rows.load(at, left, pairs, u);
+    delta_rows.load(at, left, pairs, raw_delta);
+    loader.load(static_cast<int>(a.d_state), left, quads);
+  };
+  int left = static_cast<int>(at.end - begin);
+  load_tile(left);
+  for (int buffer = 0;; buffer = (buffer + 1) % S::bc_buffers, begin -= kTile, left = kTile) {
     if constexpr (S::bc_buffers == 1) __syncthreads();
     loader.store(B_tiles[buffer][0]);
-    if (__syncthreads_and(a.delta_softplus && forgotten(0) && forgotten(1))) break;
-    inputs.prepare(a, at, begin, bias, steps);
+    bool any = false;
+#pragma unroll
+    for (int i = 0; i < S::per_lane; ++i) {
+      const bool mine = S::state(at.lane, i) < a.d_state && at.owned > 0 &&
+                        (!a.delta_softplus || !(A[i][0] * sum[0] < kNegligible) ||
+                         (at.owned > 1 && !(A[i][1] * sum[1] < kNegligible)));
+      remembered[i] = __any_sync(0xffffffff, mine);
+      any |= remembered[i];
+    }
+    if (!__syncthreads_or(any)) break;
+    float delta[S::rounds][2];
+    finish_delta<T, S>(at, left, raw_delta, bias, a.delta_softplus, delta);
+    store_steps<T, S>(at, delta, u, steps);
     __syncwarp();
     if (begin > at.begin) {
-      inputs.load(a, at, begin - kTile, pairs);
-      loader.load(a, at, begin - kTile, quads);
+      u_rows.move(-kTile);
+      delta_rows.move(-kTile);
+      loader.move(-kTile * a.ld_bc);
+      load_tile(kTile);
     }
-#pragma unroll 4
-    for (int t = kTile - 1; t >= 0; --t) {
-      const float4 step = steps[t][at.team];
 #pragma unroll
-      for (int quad = 0; quad < S::per_lane; quad += 4) {
-        const float4 B4 = *reinterpret_cast<const float4*>(&B_tiles[buffer][t][S::state(at.lane, quad)]);
-        const float B[4] = {B4.x, B4.y, B4.z, B4.w};
+    for (int last = kTile - 1; last > 0; last -= kAtOnce) {
+      float4 step[kAtOnce];  // sum of the later deltas and delta * u, of one channel and of the other
 #pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          float(&A_k)[2] = A[quad + k], (&h_k)[2] = h[quad + k];
-          h_k[0] = fmaf(exp2_fast(A_k[0] * sum[0]), step.y * B[k], h_k[0]);
-          h_k[1] = fmaf(exp2_fast(A_k[1] * sum[1]), step.w * B[k], h_k[1]);
+      for (int j = 0; j < kAtOnce; ++j) {
+        step[j] = steps[last - j][at.team];
+        const float d0 = step[j].x, d1 = step[j].z;
+        step[j].x = sum[0];
+        step[j].z = sum[1];
+        sum[0] += d0;
+        sum[1] += d1;
+      }
+#pragma unroll
+      for (int i = 0; i < S::per_lane; ++i) {
+        if (!remembered[i]) continue;
+#pragma unroll
+        for (int j = 0; j < kAtOnce; ++j) {
+          const float B = B_tiles[buffer][last - j][S::place(at.lane, i)];
+          h[i][0] = fmaf(exp2_fast(A[i][0] * step[j].x), step[j].y * B, h[i][0]);
+          h[i][1] = fmaf(exp2_fast(A[i][1] * step[j].z), step[j].w * B, h[i][1]);
         }
       }
-      sum[0] += step.x;
-      sum[1] += step.z;
     }
     if (begin == at.begin) break;
     __syncwarp();
@@ -316,7 +164,7 @@ __global__ void __launch_bounds__(kThreads, S::resident)
   store_states<S>(a, at, ends + a.d_state * a.d_inner, pairs, h);
   if (at.lane == 0) {
     float* sums = chunks.delta_sums + (at.segment * chunks.count + at.chunk) * a.d_inner + at.channel;
-    store_pair(sums, {{sum[0], sum[1]}}, at.owned, pairs);
+    store_pair(sums, sum[0], sum[1], at.owned, pairs);
   }
 }
 
@@ -349,42 +197,45 @@ __global__ void __launch_bounds__(kThreads, S::resident)
       const auto sum = load_pair(sums + i * a.d_inner, at.owned, pairs);
 #pragma unroll
       for (int k = 0; k < S::per_lane; ++k) {
-        h[k][0] = fmaf(exp2_fast(A[k][0] * sum.v[0]), h[k][0], added[k][0]);
-        h[k][1] = fmaf(exp2_fast(A[k][1] * sum.v[1]), h[k][1], added[k][1]);
+        h[k][0] = fmaf(exp2_fast(A[k][0] * sum[0]), h[k][0], added[k][0]);
+        h[k][1] = fmaf(exp2_fast(A[k][1] * sum[1]), h[k][1], added[k][1]);
       }
     }
   }
 
-  const T* z = static_cast<const T*>(a.z);
-  T* out = static_cast<T*>(a.out);
-  Inputs<T, S> next;
-  Vec<T, 2> next_z[S::rounds] = {};
-  BcLoader<T, S, 2> loader;
-  const auto load_tile = [&](int64_t begin) {
-    next.load(a, at, begin, pairs);
-    if (z) {
-#pragma unroll
-      for (int r = 0; r < S::rounds; ++r) {
-        const int64_t token = begin + r * S::lanes + at.lane;
-        next_z[r] = load_pair(z + (at.tokens.row + token) * a.ld_z + at.channel, token < at.end ? at.owned : 0, pairs);
-      }
-    }
-    loader.load(a, at, begin, quads);
+  Rows<T, S> u_rows(a.u, a.ld_u, at, at.begin), delta_rows(a.delta, a.ld_delta, at, at.begin),
+      z_rows(a.z, a.ld_z, at, at.begin);
+  T* out = static_cast<T*>(a.out) + (at.tokens.row + at.begin + at.lane) * a.ld_out + at.channel;
+  Packed<T, 2> next_u[S::rounds], next_delta[S::rounds], next_z[S::rounds] = {};
+  BcLoader<T, S, 2> loader(a, at, at.begin);
+  const auto load_tile = [&](int left) {
+    u_rows.load(at, left, pairs, next_u);
+    delta_rows.load(at, left, pairs, next_delta);
+    if (a.z) z_rows.load(at, left, pairs, next_z);
+    loader.load(static_cast<int>(a.d_state), left, quads);
+    u_rows.move(kTile);
+    delta_rows.move(kTile);
+    z_rows.move(kTile);
+    loader.move(kTile * a.ld_bc);
   };
-  load_tile(at.begin);
+  const auto tokens_in_tile = [&](int64_t begin) { return static_cast<int>(min(at.end - begin, int64_t{kTile})); };
+  load_tile(tokens_in_tile(at.begin));
   int buffer = 0;
   for (int64_t begin = at.begin; begin < at.end; begin += kTile, buffer = (buffer + 1) % S::bc_buffers) {
+    const int left = tokens_in_tile(begin);
     if constexpr (S::bc_buffers == 1) __syncthreads();
     loader.store(bc_tiles[buffer][0][0]);
-    next.prepare(a, at, begin, bias, steps);
-    Vec<T, 2> u[S::rounds], gate[S::rounds];
+    float delta[S::rounds][2];
+    finish_delta<T, S>(at, left, next_delta, bias, a.delta_softplus, delta);
+    store_steps<T, S>(at, delta, next_u, steps);
+    Packed<T, 2> u[S::rounds], gate[S::rounds];
 #pragma unroll
     for (int r = 0; r < S::rounds; ++r) {
-      u[r] = next.u[r];
+      u[r] = next_u[r];
       gate[r] = next_z[r];
     }
     __syncthreads();
-    load_tile(begin + kTile);
+    load_tile(tokens_in_tile(begin + kTile));
 
 #pragma unroll
     for (int r = 0; r < S::rounds; ++r) {
@@ -395,7 +246,7 @@ __global__ void __launch_bounds__(kThreads, S::resident)
         const float4 step = steps[t][at.team];
 #pragma unroll
         for (int quad = 0; quad < S::per_lane; quad += 4) {
-          const int n = S::state(at.lane, quad);
+          const int n = S::place(at.lane, quad);
           const float4 B4 = *reinterpret_cast<const float4*>(&bc_tiles[buffer][t][0][n]);
           const float4 C4 = *reinterpret_cast<const float4*>(&bc_tiles[buffer][t][1][n]);
           const float B[4] = {B4.x, B4.y, B4.z, B4.w}, C[4] = {C4.x, C4.y, C4.z, C4.w};
@@ -410,66 +261,81 @@ __global__ void __launch_bounds__(kThreads, S::resident)
         }
       }
       reduce_scatter<S>(y, at.lane);
-      const int64_t token = begin + r * S::lanes + at.lane;
-      Vec<T, 2> v;
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        y[0][c] = fmaf(D[c], to_float(u[r].v[c]), y[0][c]);
-        if (z) y[0][c] *= silu(to_float(gate[r].v[c]));
-        v.v[c] = from_float<T>(y[0][c]);
+      y[0][0] = fmaf(D[0], u[r][0], y[0][0]);
+      y[0][1] = fmaf(D[1], u[r][1], y[0][1]);
+      if (a.z) {
+        y[0][0] *= silu(gate[r][0]);
+        y[0][1] *= silu(gate[r][1]);
       }
-      if (token < at.end) store_pair(out + (at.tokens.row + token) * a.ld_out + at.channel, v, at.owned, pairs);
+      if (r * S::lanes + at.lane < left) store_pair(out, y[0][0], y[0][1], at.owned, pairs);
+      out += S::lanes * a.ld_out;
     }
     __syncwarp();  // steps are read before they are overwritten
   }
   if (at.last_chunk()) store_states<S>(a, at, state, pairs, h);
 }
 
-// Decode: one token of each segment; a thread is one channel with its states.
+// Decode: one token of each segment; a thread is one channel with its states, of several segments so that A is read
+// less often.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    step_kernel(const __grid_constant__ SelectiveScanArgs a, unsigned row_blocks, bool quads) {
-  constexpr int kStates = 16;  // at a time
-  const int64_t e = static_cast<int64_t>(blockIdx.x % row_blocks) * kThreads + threadIdx.x;
+    step_kernel(const __grid_constant__ SelectiveScanArgs a, unsigned row_blocks, unsigned segments, bool quads) {
+  constexpr int kStates = 16;  // in registers
+  const unsigned e = blockIdx.x % row_blocks * kThreads + threadIdx.x;
   if (e >= a.d_inner) return;
-  const Segment segment = a.segments.items[blockIdx.x / row_blocks];
-  const int64_t bc = segment.row * a.ld_bc + e / (a.d_inner / a.n_groups) * a.d_state;
-  const T* B = static_cast<const T*>(a.B) + bc;
-  const T* C = static_cast<const T*>(a.C) + bc;
-  float* h = a.states + segment.slot * a.slot_stride + e;
-  const float* A = a.A + e;
-  const float u = to_float(static_cast<const T*>(a.u)[segment.row * a.ld_u + e]);
-  const float gate = a.z ? to_float(static_cast<const T*>(a.z)[segment.row * a.ld_z + e]) : 0.0f;
-  float delta = to_float(static_cast<const T*>(a.delta)[segment.row * a.ld_delta + e]);
-  if (a.delta_bias) delta += a.delta_bias[e];
-  if (a.delta_softplus) delta = softplus(delta);
-  float y = a.D ? a.D[e] * u : 0.0f;
-  int64_t n = 0;
-  for (; quads && n + kStates <= a.d_state; n += kStates) {
-    float hs[kStates], As[kStates], Bs[kStates], Cs[kStates];
+  const unsigned groups = static_cast<unsigned>(a.n_groups);
+  const unsigned group = groups == 1 ? 0 : e / (static_cast<unsigned>(a.d_inner) / groups);
+  const float D = a.D ? a.D[e] : 0.0f, bias = a.delta_bias ? a.delta_bias[e] : 0.0f;
+  const int64_t first = static_cast<int64_t>(blockIdx.x / row_blocks) * segments;
+  const int64_t end = min(first + segments, a.segments.count);
+  const bool in_registers = quads && a.d_state == kStates;
+  float A[kStates];
+  if (in_registers) {
 #pragma unroll
-    for (int i = 0; i < kStates; ++i) hs[i] = h[(n + i) * a.d_inner];
-#pragma unroll
-    for (int i = 0; i < kStates; ++i) As[i] = A[(n + i) * a.d_inner];
-#pragma unroll
-    for (int i = 0; i < kStates; i += 4) {
-      load_floats(B + n + i, *reinterpret_cast<float(*)[4]>(&Bs[i]));
-      load_floats(C + n + i, *reinterpret_cast<float(*)[4]>(&Cs[i]));
-    }
-#pragma unroll
-    for (int i = 0; i < kStates; ++i) {
-      hs[i] = fmaf(exp2_fast(delta * (As[i] * kLog2e)), hs[i], delta * u * Bs[i]);
-      y = fmaf(Cs[i], hs[i], y);
-      h[(n + i) * a.d_inner] = hs[i];
-    }
+    for (int n = 0; n < kStates; ++n) A[n] = a.A[n * a.d_inner + e] * kLog2e;
   }
-  for (; n < a.d_state; ++n) {
-    float& h_n = h[n * a.d_inner];
-    h_n = fmaf(exp2_fast(delta * (A[n * a.d_inner] * kLog2e)), h_n, delta * u * to_float(B[n]));
-    y = fmaf(to_float(C[n]), h_n, y);
+  for (int64_t s = first; s < end; ++s) {
+    const Segment segment = a.segments.items[s];
+    float* h = a.states + segment.slot * a.slot_stride + e;
+    const T* B = static_cast<const T*>(a.B) + segment.row * a.ld_bc + group * a.d_state;
+    const T* C = static_cast<const T*>(a.C) + segment.row * a.ld_bc + group * a.d_state;
+    const auto prepare = [&](float& delta, float& u) {
+      u = to_float(static_cast<const T*>(a.u)[segment.row * a.ld_u + e]);
+      delta = to_float(static_cast<const T*>(a.delta)[segment.row * a.ld_delta + e]) + bias;
+      if (a.delta_softplus) delta = softplus(delta);
+    };
+    float y = 0, delta, u;
+    const T gate = a.z ? static_cast<const T*>(a.z)[segment.row * a.ld_z + e] : T();
+    if (in_registers) {
+      float hs[kStates];
+      Packed<T, 4> Bs[kStates / 4], Cs[kStates / 4];
+#pragma unroll
+      for (int n = 0; n < kStates; ++n) hs[n] = h[n * a.d_inner];
+#pragma unroll
+      for (int i = 0; i < kStates / 4; ++i) {
+        Bs[i] = load_packed<4>(B + 4 * i);
+        Cs[i] = load_packed<4>(C + 4 * i);
+      }
+      prepare(delta, u);
+#pragma unroll
+      for (int n = 0; n < kStates; ++n) {
+        hs[n] = fmaf(exp2_fast(delta * A[n]), hs[n], delta * u * Bs[n / 4][n % 4]);
+        y = fmaf(Cs[n / 4][n % 4], hs[n], y);
+        h[n * a.d_inner] = hs[n];
+      }
+    } else {
+      prepare(delta, u);
+#pragma unroll 8
+      for (int64_t n = 0; n < a.d_state; ++n) {
+        float& h_n = h[n * a.d_inner];
+        h_n = fmaf(exp2_fast(delta * (a.A[n * a.d_inner + e] * kLog2e)), h_n, delta * u * to_float(B[n]));
+        y = fmaf(to_float(C[n]), h_n, y);
+      }
+    }
+    y = fmaf(D, u, y);
+    if (a.z) y *= silu(to_float(gate));
+    static_cast<T*>(a.out)[segment.row * a.ld_out + e] = from_float<T>(y);
   }
-  if (a.z) y *= silu(gate);
-  static_cast<T*>(a.out)[segment.row * a.ld_out + e] = from_float<T>(y);
 }
 
 // Chunks cost nearly twice the exponentials: worth it while one walk leaves most of the GPU idle.
@@ -497,8 +363,12 @@ void selective_scan(const SelectiveScanArgs& a, cudaStream_t stream) {
   const bool pairs = has_pairs(a), quads = has_quads(a);
   if (a.segments.longest == 1) {
     const unsigned row_blocks = static_cast<unsigned>(ceil_div(a.d_inner, kThreads));
-    const unsigned blocks = row_blocks * static_cast<unsigned>(a.segments.count);
-    with_element_type(a.dtype, [&]<typename T>(T) { step_kernel<T><<<blocks, kThreads, 0, stream>>>(a, row_blocks, quads); });
+    constexpr int64_t kEnoughBlocks = 1280, kMostSegments = 8;
+    const int64_t segments = std::clamp<int64_t>(a.segments.count * row_blocks / kEnoughBlocks, 1, kMostSegments);
+    const unsigned blocks = row_blocks * static_cast<unsigned>(ceil_div(a.segments.count, segments));
+    with_element_type(a.dtype, [&]<typename T>(T) {
+      step_kernel<T><<<blocks, kThreads, 0, stream>>>(a, row_blocks, static_cast<unsigned>(segments), quads);
+    });
     return check_launch("selective_scan");
   }
   Chunks chunks = plan_chunks(a.d_inner, a.d_state, a.segments);
@@ -508,7 +378,7 @@ void selective_scan(const SelectiveScanArgs& a, cudaStream_t stream) {
     with_shape(a.d_state, [&]<typename S>(S) {
       const int64_t row_blocks = a.n_groups * ceil_div(a.d_inner / a.n_groups, S::channels);
       const unsigned blocks = static_cast<unsigned>(row_blocks * chunks.count * a.segments.count);
-      if (chunks.count > 1) chunk_ends_kernel<T, S><<<blocks, kThreads, 0, stream>>>(a, chunks, pairs, quads);
+      if (chunks.count > 1) chunk_ends_kernel<T, Spread<S>><<<blocks, kThreads, 0, stream>>>(a, chunks, pairs, quads);
       scan_kernel<T, S><<<blocks, kThreads, 0, stream>>>(a, chunks, pairs, quads);
     });
   });

@@ -30,8 +30,8 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads) softmax_kernel(const __grid_constant__ SoftmaxArgs a) {
   constexpr int kAtOnce = 8;
   __shared__ Partial partials[kThreads / 32];
-  const T* x = static_cast<const T*>(a.x) + static_cast<int64_t>(blockIdx.x) * a.ld_x;
-  float* out = a.out + static_cast<int64_t>(blockIdx.x) * a.ld_out;
+  const T* __restrict__ x = static_cast<const T*>(a.x) + static_cast<int64_t>(blockIdx.x) * a.ld_x;
+  float* __restrict__ out = a.out + static_cast<int64_t>(blockIdx.x) * a.ld_out;
   Partial row = {-INFINITY, 0};
   for (int64_t begin = threadIdx.x; begin < a.n; begin += kAtOnce * kThreads) {
     float v[kAtOnce];
@@ -51,6 +51,7 @@ __global__ void __launch_bounds__(kThreads) softmax_kernel(const __grid_constant
   __syncthreads();
   row = warp_merge(partials[threadIdx.x % 32]);
   const float scale = 1.0f / row.sum, log_sum = logf(row.sum);
+#pragma unroll 8
   for (int64_t i = threadIdx.x; i < a.n; i += kThreads) {
     const float v = to_float(x[i]) - row.max;
     out[i] = a.log ? v - log_sum : expf(v) * scale;

@@ -9,124 +9,132 @@ namespace {
 
 constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
-constexpr int kLanes = 8;  // of a warp share one row [N] of the state, in interleaved quads
+constexpr int kLanes = 8;  // of a warp share one row [N] of the state
 constexpr int kTeams = 32 / kLanes;
 
-// Four neighbours from n on, zeros past `end`.
-template <typename T>
-__device__ void load_quad(const T* p, int64_t n, int64_t end, bool quads, float (&to)[4]) {
-  if (quads && n < end) return load_floats(p + n, to);
-#pragma unroll
-  for (int k = 0; k < 4; ++k) to[k] = n + k < end ? to_float(p[n + k]) : 0.0f;
-}
+// A lane's vectors of kWidth elements in a part of a row [N]: vector q begins at kWidth (q kLanes + lane).
+template <typename T, int kWidth, int kVectors>
+struct RowPart {
+  using Vector = Packed<T, kWidth>;
+  Vector vectors[kVectors];
 
-__device__ inline void store_quad(float* p, int64_t n, int64_t end, bool quads, const float (&from)[4]) {
-  if (quads && n < end) return store_floats(p + n, from);
+  static __device__ int64_t first(int q) { return kWidth * (q * kLanes + static_cast<int>(threadIdx.x) % kLanes); }
+
+  // `left` elements of the row from p on; zeros past them.
+  __device__ void load(const T* p, int64_t left) {
 #pragma unroll
-  for (int k = 0; k < 4; ++k) {
-    if (n + k < end) p[n + k] = from[k];
+    for (int q = 0; q < kVectors; ++q) {
+      vectors[q] = {};
+      if (first(q) < left) vectors[q] = load_packed<kWidth>(p + first(q));
+    }
   }
-}
+  __device__ void store(T* p, int64_t left) const {
+#pragma unroll
+    for (int q = 0; q < kVectors; ++q) {
+      if (first(q) < left) *reinterpret_cast<Vector*>(p + first(q)) = vectors[q];
+    }
+  }
+};
 
-// A team of kLanes lanes walks time for kRows rows, so that many bytes are under way. Up to 32 kQuads states stay in
-// registers from token to token; longer rows go through memory in parts of that size.
-template <typename T, int kQuads, int kRows>
-__global__ void __launch_bounds__(kThreads)
-    ssd_step_kernel(const __grid_constant__ SsdArgs a, unsigned head_blocks, bool quads) {
-  constexpr int kPart = 4 * kLanes * kQuads;
-  const int lane = threadIdx.x % kLanes;
-  const unsigned in_head = blockIdx.x % head_blocks, item = blockIdx.x / head_blocks;
-  const int64_t head = item % a.heads, group = head / (a.heads / a.n_groups);
-  const Segment segment = a.segments.items[item / a.heads];
+// A team of kLanes lanes walks time for kRows rows of the state, so that many bytes are under way. Rows of one part
+// stay in registers from token to token (kResident); longer ones go through memory, part by part.
+template <typename T, int kWidth, int kVectors, int kRows, bool kResident>
+__global__ void __launch_bounds__(kThreads, 5)
+    ssd_step_kernel(const __grid_constant__ SsdArgs a, unsigned head_blocks) {
+  constexpr int kPart = kWidth * kLanes * kVectors;
+  using States = RowPart<float, kWidth, kVectors>;
+  using Inputs = RowPart<T, kWidth, kVectors>;
+  const unsigned heads = static_cast<unsigned>(a.heads), item = blockIdx.x / head_blocks, head = item % heads;
+  const Segment segment = a.segments.items[item / heads];
+  const int64_t group = a.n_groups == 1 ? 0 : head / (heads / static_cast<unsigned>(a.n_groups));
   // Rows p0, p0 + kTeams, ...: those of a warp are neighbours.
-  const int64_t p0 = (static_cast<int64_t>(in_head) * kWarps + threadIdx.x / 32) * kTeams * kRows +
-                     threadIdx.x % 32 / kLanes;
+  const int p0 = (blockIdx.x % head_blocks * kWarps + threadIdx.x / 32) * kTeams * kRows + threadIdx.x % 32 / kLanes;
+  const int rows = static_cast<int>(a.headdim) - p0;  // left from p0 on
   float* state = a.states + segment.slot * a.slot_stride + (head * a.headdim + p0) * a.d_state;
-  const float A = a.A[head] * kLog2e, D = a.D ? a.D[head] : 0.0f, dt_bias = a.dt_bias ? a.dt_bias[head] : 0.0f;
-  const bool in_registers = a.d_state <= kPart;
 
-  float h[kRows][kQuads][4];
-  for (int64_t t = 0; t < segment.tokens; ++t) {
-    const int64_t row = segment.row + t;
+  States h[kRows];
+  const auto load = [&](int64_t begin) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      h[r].load(state + r * kTeams * a.d_state + begin, r * kTeams < rows ? a.d_state - begin : 0);
+    }
+  };
+  const auto store = [&](int64_t begin) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      h[r].store(state + r * kTeams * a.d_state + begin, r * kTeams < rows ? a.d_state - begin : 0);
+    }
+  };
+  if constexpr (kResident) load(0);
+  const float A = a.A[head] * kLog2e, D = a.D ? a.D[head] : 0.0f, dt_bias = a.dt_bias ? a.dt_bias[head] : 0.0f;
+  for (int64_t row = segment.row; row < segment.row + segment.tokens; ++row) {
     const T* B = static_cast<const T*>(a.B) + row * a.ld_bc + group * a.d_state;
     const T* C = static_cast<const T*>(a.C) + row * a.ld_bc + group * a.d_state;
-    const bool load = t == 0 || !in_registers, store = t + 1 == segment.tokens || !in_registers;
-    float y[kRows] = {}, x[kRows], dt = 0, decay = 0;
+    const T* x = static_cast<const T*>(a.x) + row * a.ld_x + head * a.headdim + p0;
+    Inputs B_part, C_part;
+    B_part.load(B, a.d_state);
+    C_part.load(C, a.d_state);
+    float y[kRows] = {}, xs[kRows], dt = to_float(static_cast<const T*>(a.dt)[row * a.ld_dt + head]) + dt_bias;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) xs[r] = r * kTeams < rows ? to_float(x[r * kTeams]) : 0.0f;
+    if (a.dt_softplus) dt = softplus(dt);
+    dt = fminf(fmaxf(dt, a.dt_min), a.dt_max);
+    const float decay = exp2_fast(dt * A);
     for (int64_t begin = 0; begin < a.d_state; begin += kPart) {
-      if (load) {
-#pragma unroll
-        for (int r = 0; r < kRows; ++r) {
-          const int64_t end = p0 + r * kTeams < a.headdim ? a.d_state : 0;
-#pragma unroll
-          for (int q = 0; q < kQuads; ++q) {
-            load_quad(state + r * kTeams * a.d_state, begin + 4 * (q * kLanes + lane), end, quads, h[r][q]);
-          }
-        }
-      }
-      float Bs[kQuads][4], Cs[kQuads][4];
-#pragma unroll
-      for (int q = 0; q < kQuads; ++q) {
-        load_quad(B, begin + 4 * (q * kLanes + lane), a.d_state, quads, Bs[q]);
-        load_quad(C, begin + 4 * (q * kLanes + lane), a.d_state, quads, Cs[q]);
-      }
-      if (begin == 0) {
-#pragma unroll
-        for (int r = 0; r < kRows; ++r) {
-          const int64_t p = p0 + r * kTeams;
-          x[r] = p < a.headdim ? to_float(static_cast<const T*>(a.x)[row * a.ld_x + head * a.headdim + p]) : 0.0f;
-        }
-        dt = to_float(static_cast<const T*>(a.dt)[row * a.ld_dt + head]) + dt_bias;
-        if (a.dt_softplus) dt = softplus(dt);
-        dt = fminf(fmaxf(dt, a.dt_min), a.dt_max);
-        decay = exp2_fast(dt * A);
+      if constexpr (!kResident) load(begin);
+      if (begin > 0) {
+        B_part.load(B + begin, a.d_state - begin);
+        C_part.load(C + begin, a.d_state - begin);
       }
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
-        const int64_t end = p0 + r * kTeams < a.headdim ? a.d_state : 0;
-        const float input = dt * x[r];
+        const float input = dt * xs[r];
 #pragma unroll
-        for (int q = 0; q < kQuads; ++q) {
+        for (int q = 0; q < kVectors; ++q) {
 #pragma unroll
-          for (int k = 0; k < 4; ++k) {
-            h[r][q][k] = fmaf(decay, h[r][q][k], input * Bs[q][k]);
-            y[r] = fmaf(Cs[q][k], h[r][q][k], y[r]);
-          }
-          if (store) {
-            store_quad(state + r * kTeams * a.d_state, begin + 4 * (q * kLanes + lane), end, quads, h[r][q]);
+          for (int k = 0; k < kWidth; ++k) {
+            const float v = fmaf(decay, h[r].vectors[q][k], input * B_part.vectors[q][k]);
+            y[r] = fmaf(C_part.vectors[q][k], v, y[r]);
+            h[r].vectors[q].set(k, v);
           }
         }
       }
+      if constexpr (kResident) break;
+      store(begin);
     }
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
 #pragma unroll
       for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) y[r] += __shfl_xor_sync(0xffffffff, y[r], lanes);
-      const int64_t p = p0 + r * kTeams;
-      if (lane == 0 && p < a.headdim) {
-        static_cast<T*>(a.out)[row * a.ld_out + head * a.headdim + p] = from_float<T>(fmaf(D, x[r], y[r]));
+      if (threadIdx.x % kLanes == 0 && r * kTeams < rows) {
+        T* out = static_cast<T*>(a.out) + row * a.ld_out + head * a.headdim + p0;
+        out[r * kTeams] = from_float<T>(fmaf(D, xs[r], y[r]));
       }
     }
   }
+  if constexpr (kResident) store(0);
 }
 
-template <typename T, int kQuads, int kRows>
+template <typename T, int kWidth, int kVectors, int kRows, bool kResident>
 void launch(const SsdArgs& a, cudaStream_t stream) {
-  const int64_t bytes = dtype_bytes(a.dtype, 4);
-  const bool quads = a.d_state % 4 == 0 && a.ld_bc % 4 == 0 && a.slot_stride % 4 == 0 && is_aligned(a.B, bytes) &&
-                     is_aligned(a.C, bytes) && is_aligned(a.states, 16);
   const int64_t head_blocks = ceil_div(a.headdim, kWarps * kTeams * kRows);
   const unsigned blocks = static_cast<unsigned>(head_blocks * a.heads * a.segments.count);
-  ssd_step_kernel<T, kQuads, kRows><<<blocks, kThreads, 0, stream>>>(a, static_cast<unsigned>(head_blocks), quads);
+  ssd_step_kernel<T, kWidth, kVectors, kRows, kResident>
+      <<<blocks, kThreads, 0, stream>>>(a, static_cast<unsigned>(head_blocks));
 }
 
 }  // namespace
 
 void ssd_step(const SsdArgs& a, cudaStream_t stream) {
   with_element_type(a.dtype, [&]<typename T>(T) {
-    if (a.d_state <= 32) return launch<T, 1, 4>(a, stream);
-    if (a.d_state <= 64) return launch<T, 2, 2>(a, stream);
+    const bool quads = a.d_state % 4 == 0 && a.ld_bc % 4 == 0 && a.slot_stride % 4 == 0 && is_aligned(a.states, 16) &&
+                       is_aligned(a.B, 4 * sizeof(T)) && is_aligned(a.C, 4 * sizeof(T));
     const bool few = a.heads * a.headdim * a.segments.count < 64 * 1024;  // rows: one each fills the GPU better
-    few ? launch<T, 4, 1>(a, stream) : launch<T, 4, 2>(a, stream);
+    if (!quads) return launch<T, 1, 4, 1, false>(a, stream);
+    if (a.d_state <= 32) return launch<T, 4, 1, 4, true>(a, stream);
+    if (a.d_state <= 64) return launch<T, 4, 2, 2, true>(a, stream);
+    if (a.d_state > 128) return launch<T, 4, 4, 1, false>(a, stream);
+    few ? launch<T, 4, 4, 1, true>(a, stream) : launch<T, 4, 4, 2, true>(a, stream);
   });
   check_launch("ssd_step");
 }
