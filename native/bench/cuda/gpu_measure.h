@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "../measure.h"
+#include "measure.h"
 #include "ops/cuda/launch.cuh"
 #include "ops/half.h"
 
