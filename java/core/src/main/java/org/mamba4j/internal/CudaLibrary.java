@@ -28,7 +28,7 @@ public final class CudaLibrary implements AutoCloseable {
     try (InputStream packed = CudaLibrary.class.getResourceAsStream(resource)) {
       if (packed == null) {
         throw new UnsupportedOperationException(
-            "this mamba4j-core has no CUDA part (%s); it is packed where nvcc was found when it was built"
+            "this mamba4j-core has no CUDA part (%s); build it with scripts/build-native.sh --cuda before packing"
                 .formatted(resource));
       }
       CudaLibrary library = new CudaLibrary(Files.createTempDirectory("mamba4j-"));
