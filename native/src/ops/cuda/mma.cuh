@@ -20,6 +20,17 @@ __device__ inline uint32_t tile_offset(int row, int piece) {
   return static_cast<uint32_t>((piece >> 3) * kPanelBytes + row * 128 + (((piece & 7) ^ (row & 7)) << 4));
 }
 
+// Where a lane's row of an 8 x 8 matrix of the first 16 rows and 16 columns begins, if the lanes' groups of eight take
+// the lower rows for bit `row_bit` of the group and the right columns for the other. The place for columns 16 further
+// on, k times, comes from it by advance(); 16 rows further on lie 16 * 128 bytes away.
+__device__ inline uint32_t matrix_address(uint32_t tile, int lane, int row_bit) {
+  const int lower = lane >> (3 + row_bit) & 1, right = lane >> (4 - row_bit) & 1;
+  return tile + tile_offset(lane % 8 + 8 * lower, right);
+}
+__device__ inline uint32_t advance(uint32_t address, int k) {  // of a tile at a multiple of 128 bytes
+  return (address ^ static_cast<uint32_t>(k % 4 * 32)) + static_cast<uint32_t>(k / 4 * kPanelBytes);
+}
+
 __device__ inline uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
 // 16 bytes to shared memory without passing through registers; zeros if not `valid`.
@@ -48,18 +59,32 @@ __device__ inline uint32_t transpose_matrix(uint32_t v) {
   return r;
 }
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#define M4J_STORE_MATRICES
+// The transposes of four 8 x 8 matrices, held as mma() leaves its sums, rounded; rows' addresses as in load_matrices.
+__device__ inline void store_matrices_transposed(uint32_t address, uint32_t r0, uint32_t r1, uint32_t r2, uint32_t r3) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r0),
+               "r"(r1), "r"(r2), "r"(r3)
+               : "memory");
+}
+#endif
+
 // d += a b for a [16, 16] and b [16, 8]. Lane 4 g + t holds of d: (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).
 template <typename T>
 __device__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 template <>
 __device__ inline void mma<__nv_bfloat16>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+  asm(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 template <>
 __device__ inline void mma<__half>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+  asm(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }

@@ -1,5 +1,6 @@
 // The chunked SSD of "Transformers are SSMs", section 6: products inside a chunk, a recurrence between chunks.
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <type_traits>
 
@@ -7,6 +8,7 @@
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/ssd_chunk.cuh"
 #include "ops/cuda/ssd_chunk_half.cuh"
+#include "ops/cuda/ssd_chunk_hopper.cuh"
 #include "ops/cuda/ssd_chunk_single.cuh"
 
 namespace m4j::cuda {
@@ -16,26 +18,37 @@ using ssd::Pass;
 using ssd::Plan;
 
 constexpr int64_t kMaxParts = 64;            // whose states a block folds before it starts
-constexpr int64_t kMinSpan = 2 * ssd::kChunk;  // below, a second launch costs more than it saves
 
 int64_t padded_state(int64_t d_state) { return d_state <= 64 ? 64 : d_state <= 128 ? 128 : 256; }
 
-int64_t multiprocessors() {
-  int device = 0, count = 0;
+int attribute(cudaDeviceAttr which) {
+  int device = 0, value = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");
-  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
-  return count;
+  check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute");
+  return value;
 }
 
-// Parts for which all blocks run at once, if sequences and heads alone are too few for that.
-Plan make_plan(int64_t heads, int64_t headdim, int64_t d_state, int64_t n_groups, const Segments& s) {
+// Parts of the longest sequence, so that blocks fill the GPU evenly: as many rounds of them as it takes, times the time
+// of a block in that of one chunk, as measured on an H200. More than one part costs the launch that computes states
+// only, and the folding of states.
+Plan make_plan(int64_t heads, int64_t headdim, int64_t d_state, const Segments& s) {
   Plan plan = {};
   plan.slabs = ceil_div(headdim, ssd::kSlab);
-  plan.blocks = n_groups * ceil_div(heads / n_groups * plan.slabs, ssd::kSlabsPerBlock);
-  const int64_t resident = multiprocessors() * (d_state <= 128 ? 2 : 1);
-  const int64_t parts = std::clamp<int64_t>(resident * s.longest / (plan.blocks * s.tokens), 1, kMaxParts);
-  plan.span = ceil_div(std::max(ceil_div(s.longest, parts), kMinSpan), ssd::kChunk) * ssd::kChunk;
-  plan.parts = ceil_div(s.longest, plan.span);
+  const int64_t at_once = attribute(cudaDevAttrMultiProcessorCount) * (d_state <= 128 ? 3 : 2);  // slabs
+  const int64_t chunks = std::max<int64_t>(ceil_div(s.longest, ssd::kChunk), 1);
+  const double longest_sequences = s.longest == 0 ? 1 : static_cast<double>(s.tokens) / s.longest;
+  double best = 0;
+  for (int64_t parts = 1; parts <= std::min(kMaxParts, ceil_div(chunks, 2)); ++parts) {
+    const int64_t part_chunks = ceil_div(chunks, parts);
+    const double slabs = longest_sequences * heads * plan.slabs * ceil_div(chunks, part_chunks);
+    const double rounds = std::ceil(slabs / at_once);
+    const double cost =
+        parts == 1 ? rounds * (part_chunks + 1.5) : rounds * (part_chunks * 1.45 + 0.1 * parts + 1.5) + 1;
+    if (best != 0 && cost >= best) continue;
+    best = cost;
+    plan.span = part_chunks * ssd::kChunk;
+  }
+  plan.parts = std::max<int64_t>(ceil_div(s.longest, plan.span), 1);
   return plan;
 }
 
@@ -43,38 +56,64 @@ int64_t state_floats(const Plan& plan, int64_t heads, int64_t d_state, int64_t t
   return (2 * tokens / plan.span + 1) * heads * plan.slabs * ssd::kSlab * padded_state(d_state);
 }
 
-template <typename Shared>
-void launch(void (*kernel)(SsdArgs, Plan), const SsdArgs& a, const Plan& plan, cudaStream_t stream) {
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(sizeof(Shared))),
-        "cudaFuncSetAttribute");
-  const int64_t blocks = a.segments.count * plan.parts * plan.blocks;
-  kernel<<<static_cast<unsigned>(blocks), ssd::kThreads, sizeof(Shared), stream>>>(a, plan);
-  check_launch("ssd_chunk");
+struct Kernel {
+  void (*function)(SsdArgs, Plan);
+  size_t shared_bytes;
+  int slabs, threads;  // of a block
+};
+
+bool fits(const Kernel& k) {
+  return k.shared_bytes <= static_cast<size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+}
+
+// On Hopper, and if the build holds code for its products: the kernel's body is empty otherwise.
+bool runs_hopper_products(const Kernel& k) {
+  if (attribute(cudaDevAttrComputeCapabilityMajor) != 9) return false;
+  cudaFuncAttributes attributes;
+  check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(k.function)), "cudaFuncGetAttributes");
+  return attributes.numRegs > 64;
 }
 
 template <typename T, int kN, Pass kPass>
-void launch_pass(const SsdArgs& a, const Plan& plan, cudaStream_t stream) {
+Kernel choose_kernel(bool vectors) {
+  using namespace ssd;
   if constexpr (std::is_same_v<T, float>) {
-    launch<ssd::SingleShared<kN, kPass>>(ssd::ssd_single_kernel<kN, kPass>, a, plan, stream);
-  } else if (plan.vectors) {
-    launch<ssd::HalfShared<kN, kPass>>(ssd::ssd_half_kernel<T, kN, kPass, true>, a, plan, stream);
+    return {ssd_single_kernel<kN, kPass>, sizeof(SingleShared<kN, kPass>), kSingleSlabs, kSingleSlabs * kSlabThreads};
   } else {
-    launch<ssd::HalfShared<kN, kPass>>(ssd::ssd_half_kernel<T, kN, kPass, false>, a, plan, stream);
+    constexpr int kSlabs = kHopperSlabs<kN>;
+    const Kernel hopper = {ssd_hopper_kernel<T, kN, kPass, kSlabs>, sizeof(HopperShared<T, kN, kPass, kSlabs>), kSlabs,
+                           kHopperThreads<kSlabs>};
+    if (vectors && runs_hopper_products(hopper)) return hopper;
+    return {vectors ? ssd_half_kernel<T, kN, kPass, true> : ssd_half_kernel<T, kN, kPass, false>,
+            sizeof(HalfShared<Decays<T>, kN, kPass, kHalfSlabs, 1>), kHalfSlabs, kHalfSlabs * kSlabThreads};
   }
+}
+
+void launch(const Kernel& k, const SsdArgs& a, Plan plan, cudaStream_t stream) {
+  plan.slabs_per_block = k.slabs;
+  plan.blocks = a.n_groups * ceil_div(a.heads / a.n_groups * plan.slabs, k.slabs);
+  check(cudaFuncSetAttribute(k.function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(k.shared_bytes)),
+        "cudaFuncSetAttribute");
+  const int64_t blocks = a.segments.count * plan.parts * plan.blocks;
+  k.function<<<static_cast<unsigned>(blocks), k.threads, k.shared_bytes, stream>>>(a, plan);
+  check_launch("ssd_chunk");
 }
 
 template <typename T, int kN>
 void launch_passes(const SsdArgs& a, const Plan& plan, cudaStream_t stream) {
-  if (plan.parts > 1) launch_pass<T, kN, Pass::kStates>(a, plan, stream);
-  launch_pass<T, kN, Pass::kOutputs>(a, plan, stream);
+  const Kernel states = choose_kernel<T, kN, Pass::kStates>(plan.vectors);
+  const Kernel outputs = choose_kernel<T, kN, Pass::kOutputs>(plan.vectors);
+  if (!fits(states) || !fits(outputs)) return ssd_step(a, stream);  // on small GPUs with large d_state or float32
+  if (plan.parts > 1) launch(states, a, plan, stream);
+  launch(outputs, a, plan, stream);
 }
 
 bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
 }  // namespace
 
-int64_t ssd_chunk_workspace(int64_t heads, int64_t headdim, int64_t d_state, int64_t n_groups, const Segments& s) {
-  const Plan plan = make_plan(heads, headdim, d_state, n_groups, s);
+int64_t ssd_chunk_workspace(int64_t heads, int64_t headdim, int64_t d_state, int64_t, const Segments& s) {
+  const Plan plan = make_plan(heads, headdim, d_state, s);
   if (plan.parts == 1) return 0;
   const int64_t states = state_floats(plan, heads, d_state, s.tokens);
   return (states + states / ssd::kSlab) * static_cast<int64_t>(sizeof(float));
@@ -82,9 +121,11 @@ int64_t ssd_chunk_workspace(int64_t heads, int64_t headdim, int64_t d_state, int
 
 void ssd_chunk(const SsdArgs& a, cudaStream_t stream) {
   if (a.d_state > 256) {
-    fail(M4J_ERR_UNSUPPORTED, "ssd_chunk: d_state %lld on the GPU, expected at most 256", static_cast<long long>(a.d_state));
+    fail(M4J_ERR_UNSUPPORTED, "ssd_chunk: d_state %lld on the GPU, expected at most 256",
+         static_cast<long long>(a.d_state));
   }
-  Plan plan = make_plan(a.heads, a.headdim, a.d_state, a.n_groups, a.segments);
+  if (a.segments.tokens == 0) return;
+  Plan plan = make_plan(a.heads, a.headdim, a.d_state, a.segments);
   plan.states = static_cast<float*>(a.workspace.data);
   plan.decays = plan.states + state_floats(plan, a.heads, a.d_state, a.segments.tokens);
   const int64_t piece = 16 / dtype_bytes(a.dtype, 1);

@@ -1,16 +1,18 @@
 // What the kernels of ssd_chunk share: how a launch is divided into blocks, and the decays of a chunk.
 //
-// Q = 64 tokens make a chunk. A block of two groups of four warps walks the chunks of one sequence, one after the other;
-// each group holds in registers the states of a slab, 64 rows p of one head's state [P, N], zero where P ends. The two
-// slabs of a block share B and C, so they belong to heads of one group.
+// Q = 64 tokens make a chunk. A block of a few groups of four warps walks the chunks of one sequence, one after the
+// other; each group holds in registers a slab, 64 rows p of one head's state [P, N], zero where P or N end. The slabs
+// of a block share B and C, so they belong to heads of one group.
 //
-// Where sequences and heads are too few to fill the GPU, sequences are cut into parts of `span` tokens, and two launches
-// are made: the first leaves the state that each part but the last adds, starting from nothing (the first part: from the
-// sequence's state); the second folds the states of the parts before its own into one and computes the outputs.
+// Where sequences and heads are too few to fill the GPU, sequences are cut into parts of `span` tokens, and two
+// launches are made: the first leaves the state that each part but the last adds, starting from nothing (the first
+// part: from the sequence's state); the second folds the states of the parts before its own into one and computes the
+// outputs.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/launch.cuh"
@@ -19,12 +21,11 @@ namespace m4j::cuda::ssd {
 
 constexpr int kChunk = 64;
 constexpr int kSlab = 64;
-constexpr int kSlabsPerBlock = 2;
 constexpr int kSlabThreads = 128;
-constexpr int kThreads = kSlabsPerBlock * kSlabThreads;
 
 struct Plan {
   int64_t slabs;   // of a head
+  int64_t slabs_per_block;
   int64_t blocks;  // that share a part of a sequence
   int64_t span;    // tokens of a part, a multiple of kChunk
   int64_t parts;   // of the longest sequence
@@ -32,6 +33,9 @@ struct Plan {
   float* states;   // [entries, H, slabs, 64, N]: the states that parts add, in the order of the lanes that hold them
   float* decays;   // [entries, H, slabs]: a part's decay of the state before it
 };
+
+// Of the chunk before which `left` tokens are left.
+__device__ inline int chunk_rows(int64_t left) { return static_cast<int>(min(max(left, int64_t{0}), int64_t{kChunk})); }
 
 enum class Pass { kStates, kOutputs };
 
@@ -44,7 +48,7 @@ struct Work {
   int64_t group;          // of heads
   int64_t head, slab;     // of this thread's slab
   int64_t first_row;      // p of its row 0
-  bool present;           // the last block of a group of heads may have one slab only
+  bool present;           // the last block of a group of heads may have fewer slabs
 
   // false if the segment has no such part.
   __device__ bool find(const SsdArgs& a, const Plan& plan, int which) {
@@ -57,7 +61,7 @@ struct Work {
     // A segment of n > span tokens has at most 2 n / span parts, so entries do not overlap.
     entry = 2 * (segment.row - a.segments.items[0].row) / plan.span;
     const int64_t heads = a.heads / a.n_groups, blocks = plan.blocks / a.n_groups;
-    const int64_t slab_of_group = pair % blocks * kSlabsPerBlock + which;
+    const int64_t slab_of_group = pair % blocks * plan.slabs_per_block + which;
     group = pair / blocks;
     present = slab_of_group < heads * plan.slabs;
     head = group * heads + (present ? slab_of_group / plan.slabs : 0);
@@ -65,20 +69,12 @@ struct Work {
     first_row = slab * kSlab;
     return part < parts;
   }
+  // Of the part's first token, in the batch.
+  __device__ int64_t row() const { return segment.row + begin; }
   __device__ int64_t entry_index(const SsdArgs& a, const Plan& plan, int64_t of_part) const {
     return ((entry + of_part) * a.heads + head) * plan.slabs + slab;
   }
 };
-
-// Of both heads of the block.
-__device__ inline void load_D(float (&D)[kSlabsPerBlock], const SsdArgs& a, const Plan& plan) {
-#pragma unroll
-  for (int which = 0; which < kSlabsPerBlock; ++which) {
-    Work work;
-    work.find(a, plan, which);
-    D[which] = a.D ? a.D[work.head] : 0;
-  }
-}
 
 __device__ inline float exp2_fast(float x) {
   float y;
@@ -86,54 +82,119 @@ __device__ inline float exp2_fast(float x) {
   return y;
 }
 
-// What one head's time steps make of a chunk. Exponents are to base 2; all the differences taken of `cum` are <= 0.
-struct Decays {
-  float cum[kChunk];         // sum of dt[k] A for k <= i
-  float dt[kChunk];          // 0 past the end
-  float from_start[kChunk];  // exp(cum[i])
-  float to_end[kChunk];      // dt[i] exp(cum[Q-1] - cum[i])
+__device__ inline float2 exp2_fast(float2 v) { return {exp2_fast(v.x), exp2_fast(v.y)}; }
+
+// What one head's time steps make of a chunk. Exponents are to base 2.
+template <typename T>
+struct alignas(16) Decays {
+  using Sum = float;
+  float cum[kChunk];  // sum of dt[k] A for k <= i
+  float dt[kChunk];   // 0 past the end
+
+  __device__ void store(int lane, const float (&sum)[2], float, const float (&step)[2]) {
+    reinterpret_cast<float2*>(cum)[lane] = {sum[0], sum[1]};
+    reinterpret_cast<float2*>(dt)[lane] = {step[0], step[1]};
+  }
+  __device__ float total() const { return cum[kChunk - 1]; }
+  // Of i and i + 1: exp(cum[i]), and dt[i] exp(cum[Q-1] - cum[i]).
+  __device__ float2 from_start(int i) const { return exp2_fast(*reinterpret_cast<const float2*>(&cum[i])); }
+  __device__ float2 to_end(int i) const {
+    const float2 step = *reinterpret_cast<const float2*>(&dt[i]), sum = *reinterpret_cast<const float2*>(&cum[i]);
+    return {step.x * exp2_fast(total() - sum.x), step.y * exp2_fast(total() - sum.y)};
+  }
+};
+
+// The same with the exponentials computed once.
+template <typename T>
+struct StoredDecays : Decays<T> {
+  float exponentials[2][kChunk];
+
+  __device__ void store(int lane, const float (&sum)[2], float total, const float (&step)[2]) {
+    Decays<T>::store(lane, sum, total, step);
+    reinterpret_cast<float2*>(exponentials[0])[lane] = {exp2_fast(sum[0]), exp2_fast(sum[1])};
+    reinterpret_cast<float2*>(exponentials[1])[lane] = {step[0] * exp2_fast(total - sum[0]),
+                                                        step[1] * exp2_fast(total - sum[1])};
+  }
+  __device__ float2 from_start(int i) const { return *reinterpret_cast<const float2*>(&exponentials[0][i]); }
+  __device__ float2 to_end(int i) const { return *reinterpret_cast<const float2*>(&exponentials[1][i]); }
+};
+
+// Sums over a chunk may be so large that one float32 would lose the digits of a small difference.
+template <>
+struct alignas(16) Decays<float> {
+  using Sum = double;
+  float cum[kChunk], cum_low[kChunk], dt[kChunk], from_start[kChunk], to_end[kChunk];
+
+  __device__ void store(int lane, const double (&sum)[2], double total, const float (&step)[2]) {
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const int i = 2 * lane + k;
+      cum[i] = static_cast<float>(sum[k]);
+      cum_low[i] = static_cast<float>(sum[k] - cum[i]);
+      dt[i] = step[k];
+      from_start[i] = exp2_fast(cum[i]);
+      to_end[i] = step[k] * exp2_fast(static_cast<float>(total - sum[k]));
+    }
+  }
+  // exp(cum[i] - cum[j]) dt[j]
+  __device__ float weight(int i, int j) const { return dt[j] * exp2_fast(cum[i] - cum[j] + (cum_low[i] - cum_low[j])); }
+};
+
+struct Head {
+  float A, dt_bias, D;
+
+  __device__ void load(const SsdArgs& a, const Work& work) {
+    A = a.A[work.head];
+    dt_bias = a.dt_bias ? a.dt_bias[work.head] : 0;
+    D = a.D ? a.D[work.head] : 0;
+  }
 };
 
 // Time steps of the tokens 2 lane and 2 lane + 1 of a chunk, held by one warp from their loading to their use.
 template <typename T>
 struct TimeSteps {
   const T* source;
-  float2 raw;
-  float bias, A;
+  T raw[2];
 
   __device__ TimeSteps(const SsdArgs& a, const Work& work, int lane)
-      : source(static_cast<const T*>(a.dt) + (work.segment.row + work.begin + 2 * lane) * a.ld_dt + work.head),
-        raw(),
-        bias(a.dt_bias ? a.dt_bias[work.head] : 0),
-        A(a.A[work.head] * 1.44269504f) {}
+      : source(static_cast<const T*>(a.dt) + (work.row() + 2 * lane) * a.ld_dt + work.head) {}
 
-  __device__ void load(const SsdArgs& a, int64_t rows, int lane) {
-    if (2 * lane < rows) raw.x = to_float(source[0]);
-    if (2 * lane + 1 < rows) raw.y = to_float(source[a.ld_dt]);
+  __device__ void load(const SsdArgs& a, int rows, int lane) {
+    if (2 * lane < rows) raw[0] = source[0];
+    if (2 * lane + 1 < rows) raw[1] = source[a.ld_dt];
     source += kChunk * a.ld_dt;
   }
 
-  __device__ float step(const SsdArgs& a, float v) const {
-    float dt = v + bias;
-    if (a.dt_softplus) dt = fmaxf(dt, 0) + log1pf(expf(-fabsf(dt)));
+  __device__ static float step(const SsdArgs& a, float dt) {
+    if (a.dt_softplus) dt = fmaxf(dt, 0) + log1p_of_exp(-fabsf(dt));
     return fminf(fmaxf(dt, a.dt_min), a.dt_max);
   }
+  // log(1 + e^v), v <= 0
+  __device__ static float log1p_of_exp(float v) {
+    if constexpr (std::is_same_v<T, float>) {
+      return log1pf(expf(v));
+    } else {  // to more than 16 bits
+      const float e = __expf(v);
+      return e < 0.02f ? e * (1 - e * (0.5f - e * 0.333333f)) : __logf(1 + e);
+    }
+  }
 
-  __device__ void to_decays(Decays& d, const SsdArgs& a, int64_t rows, int lane) const {
-    const float2 dt = {2 * lane < rows ? step(a, raw.x) : 0, 2 * lane + 1 < rows ? step(a, raw.y) : 0};
-    float sum = dt.x * A + dt.y * A;
+  template <typename D>
+  __device__ void to_decays(D& d, const Head& head, const SsdArgs& a, int rows, int lane) const {
+    const float dt[2] = {2 * lane < rows ? step(a, to_float(raw[0]) + head.dt_bias) : 0,
+                         2 * lane + 1 < rows ? step(a, to_float(raw[1]) + head.dt_bias) : 0};
+    using Sum = typename D::Sum;
+    const Sum A = static_cast<Sum>(head.A) * static_cast<Sum>(1.4426950408889634);
+    Sum sum = dt[0] * A + dt[1] * A;
     for (int offset = 1; offset < 32; offset *= 2) {
-      const float before = __shfl_up_sync(~0u, sum, offset);
+      const Sum before = __shfl_up_sync(~0u, sum, offset);
       if (lane >= offset) sum += before;
     }
-    float before = __shfl_up_sync(~0u, sum, 1);
-    if (lane == 0) before = 0;
-    const float2 cum = {before + dt.x * A, sum};
-    const float total = __shfl_sync(~0u, sum, 31);
-    reinterpret_cast<float2*>(d.cum)[lane] = cum;
-    reinterpret_cast<float2*>(d.dt)[lane] = dt;
-    reinterpret_cast<float2*>(d.from_start)[lane] = {exp2_fast(cum.x), exp2_fast(cum.y)};
-    reinterpret_cast<float2*>(d.to_end)[lane] = {dt.x * exp2_fast(total - cum.x), dt.y * exp2_fast(total - cum.y)};
+    const Sum sums[2] = {sum - dt[1] * A, sum};
+    // That of the last token there is, not of a sum that adds zeros in another order.
+    const Sum last[2] = {__shfl_sync(~0u, sums[0], (rows - 1) / 2), __shfl_sync(~0u, sums[1], (rows - 1) / 2)};
+    const Sum total = rows % 2 == 1 ? last[0] : last[1];
+    d.store(lane, {2 * lane < rows ? sums[0] : total, 2 * lane + 1 < rows ? sums[1] : total}, total, dt);
   }
 };
 
@@ -237,7 +298,8 @@ __device__ bool begin_state(SlabState<kN>& state, const SsdArgs& a, const Plan& 
 
 // `log2_decay` is that of the whole part.
 template <int kN, Pass kPass>
-__device__ void end_state(SlabState<kN>& state, const SsdArgs& a, const Plan& plan, float log2_decay, int which, int thread) {
+__device__ void end_state(SlabState<kN>& state, const SsdArgs& a, const Plan& plan, float log2_decay, int which,
+                          int thread) {
   Work work;
   work.find(a, plan, which);  // once more, rather than to hold it in registers throughout
   if (!work.present) return;

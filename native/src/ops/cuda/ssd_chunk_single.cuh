@@ -1,6 +1,6 @@
-// The chunked SSD in float32, by the products of ssd_chunk_half.cuh. Each number is split into two of the 11 significant
-// bits that tensor cores take; of the four products only that of the two small parts is left out, which keeps the
-// precision of float32 sums.
+// The chunked SSD in float32, by the products of ssd_chunk_half.cuh. Each number is split into two of the 11
+// significant bits that tensor cores take; of the four products only that of the two small parts is left out, which
+// keeps the precision of float32 sums.
 #pragma once
 
 #include "ops/cuda/mma.cuh"
@@ -15,7 +15,8 @@ struct SingleTile {
   float v[kChunk][kStride];
 
   // Zero past `rows` and `cols` of `from`.
-  __device__ void load(const float* from, int64_t ld, int64_t rows, int64_t cols, bool vectors, int thread, int threads) {
+  __device__ void load(const float* from, int64_t ld, int64_t rows, int64_t cols, bool vectors, int thread,
+                       int threads) {
     for (int i = thread; i < kChunk * kCols / 4; i += threads) {
       const int row = i / (kCols / 4), col = i % (kCols / 4) * 4;
       const float* source = from + row * ld + col;
@@ -30,15 +31,18 @@ struct SingleTile {
   __device__ float2 pair(int row, int col) const { return *reinterpret_cast<const float2*>(&v[row][col]); }
 };
 
+constexpr int kSingleSlabs = 2;
+
 template <int kN, Pass kPass>
 struct SingleShared {
   static constexpr bool kOutputs = kPass == Pass::kOutputs;
   struct Nothing {};
   SingleTile<kN> B;
-  SingleTile<64> X[kSlabsPerBlock];
+  SingleTile<64> X[kSingleSlabs];
   std::conditional_t<kOutputs, SingleTile<kN>, Nothing> C;
-  std::conditional_t<kOutputs, SingleTile<64>, Nothing> M[kSlabsPerBlock];  // [j, i]
-  Decays decays[kSlabsPerBlock];
+  std::conditional_t<kOutputs, SingleTile<64>, Nothing> M[kSingleSlabs];  // [j, i]
+  Decays<float> decays[kSingleSlabs];
+  Head heads[kSingleSlabs];
 };
 
 template <int kCount>
@@ -54,10 +58,12 @@ struct SplitFloats {
   }
 };
 
-// d += a b for a [16, 8]: (g, k), (g + 8, k), (g, k'), (g + 8, k') and b [8, 8]: (k, g), (k', g), where k and k' are any
-// eight columns, the same in both.
+// d += a b for a [16, 8]: (g, k), (g + 8, k), (g, k'), (g + 8, k') and b [8, 8]: (k, g), (k', g), where k and k' are
+// any eight columns, the same in both.
 __device__ inline void mma_once(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+  asm(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
@@ -69,8 +75,7 @@ __device__ inline void mma(float (&d)[4], const SplitFloats<4>& a, const SplitFl
 
 // As compute_M of ssd_chunk_half.cuh.
 template <int kN>
-__device__ void compute_M(SingleShared<kN, Pass::kOutputs>& shared, const float (&D)[kSlabsPerBlock], int which, int warp,
-                          int lane) {
+__device__ void compute_M(SingleShared<kN, Pass::kOutputs>& shared, int which, int warp, int lane) {
   const int g = lane / 4, t = lane % 4, j_block = which == 0 ? warp : 3 - warp;
   float s[4][4] = {};
 #pragma unroll 2
@@ -85,23 +90,23 @@ __device__ void compute_M(SingleShared<kN, Pass::kOutputs>& shared, const float 
     }
   }
 #pragma unroll
-  for (int head = 0; head < kSlabsPerBlock; ++head) {
-    const Decays& d = shared.decays[head];
+  for (int head = 0; head < kSingleSlabs; ++head) {
+    const Decays<float>& d = shared.decays[head];
 #pragma unroll
     for (int tile = 0; tile < 4; ++tile) {
       if (j_block > 2 * which + tile / 2) continue;
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         const int j = j_block * 16 + g + k / 2 * 8, i = which * 32 + tile * 8 + 2 * t + k % 2;
-        const float m = j <= i ? s[tile][k] * d.dt[j] * exp2_fast(d.cum[i] - d.cum[j]) : 0;
-        shared.M[head].v[j][i] = j == i ? m + D[head] : m;
+        const float m = j <= i ? s[tile][k] * d.weight(i, j) : 0;
+        shared.M[head].v[j][i] = j == i ? m + shared.heads[head].D : m;
       }
     }
   }
 }
 
 template <int kN, Pass kPass>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kSingleSlabs * kSlabThreads, 1)
     ssd_single_kernel(const __grid_constant__ SsdArgs a, const __grid_constant__ Plan plan) {
   constexpr bool kOutputs = kPass == Pass::kOutputs;
   extern __shared__ __align__(1024) unsigned char shared_memory[];
@@ -114,35 +119,35 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   SlabState<kN> state;
   if (!begin_state<kN, kPass>(state, a, plan, work, thread)) return;
-  float D[kSlabsPerBlock];
-  load_D(D, a, plan);
+  if (thread == 0) shared.heads[which].load(a, work);
   const int64_t col = work.head * a.headdim + work.first_row, bc = work.group * a.d_state;
   TimeSteps<float> time_steps(a, work, lane);
-  const Decays& decays = shared.decays[which];
+  const Decays<float>& decays = shared.decays[which];
   SingleTile<64>& X = shared.X[which];
   float total = 0;
 
   for (int64_t token = work.begin; token < work.end; token += kChunk) {
     const int64_t row = work.segment.row + token, left = work.end - token;
+    const int rows = chunk_rows(left);
     __syncthreads();
-    shared.B.load(static_cast<const float*>(a.B) + row * a.ld_bc + bc, a.ld_bc, left, a.d_state, plan.vectors, threadIdx.x,
-                  kThreads);
+    shared.B.load(static_cast<const float*>(a.B) + row * a.ld_bc + bc, a.ld_bc, left, a.d_state, plan.vectors,
+                  threadIdx.x, kSingleSlabs * kSlabThreads);
     X.load(static_cast<const float*>(a.x) + row * a.ld_x + col, a.ld_x, left, a.headdim - work.first_row, plan.vectors,
            thread, kSlabThreads);
     if constexpr (kOutputs) {
       shared.C.load(static_cast<const float*>(a.C) + row * a.ld_bc + bc, a.ld_bc, left, a.d_state, plan.vectors,
-                    threadIdx.x, kThreads);
+                    threadIdx.x, kSingleSlabs * kSlabThreads);
     }
     if (warp == 0) {
-      time_steps.load(a, left, lane);
-      time_steps.to_decays(shared.decays[which], a, left, lane);
+      time_steps.load(a, rows, lane);
+      time_steps.to_decays(shared.decays[which], shared.heads[which], a, rows, lane);
     }
     wait_for_copies();
     __syncthreads();
 
     float y[kChunk / 8][4] = {};
     if constexpr (kOutputs) {
-      compute_M<kN>(shared, D, which, warp, lane);
+      compute_M<kN>(shared, which, warp, lane);
 #pragma unroll
       for (int n = 0; n < kN / 8; ++n) {
         const float(&h)[4] = state.h[n];
@@ -192,7 +197,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       float* out = static_cast<float*>(a.out) + row * a.ld_out + col;
       for (int i = lane; i < kChunk * 16; i += 32) {
         const int p = warp * 16 + i % 16;
-        if (work.present && i / 16 < left && work.first_row + p < a.headdim) out[i / 16 * a.ld_out + p] = X.v[i / 16][p];
+        const bool there = work.present && i / 16 < left && work.first_row + p < a.headdim;
+        if (there) out[i / 16 * a.ld_out + p] = X.v[i / 16][p];
       }
     }
   }

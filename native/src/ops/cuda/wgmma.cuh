@@ -1,0 +1,218 @@
+// Hopper's products of a group of four warps (sm_90a): operands in the tiles of mma.cuh or in registers, in flight
+// while the warps do other work. Lane 4 g + t of warp w holds of a [64, n] sum, in tiles of eight columns, rows 16 w +
+// g and 16 w + g + 8, columns 2 t and 2 t + 1, as from mma.sync.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/cuda/mma.cuh"
+
+namespace m4j::cuda {
+
+// Orders the warps' accesses to registers and their own writes to shared memory before the products that follow.
+__device__ inline void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ inline void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int kPending>
+__device__ void products_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+// Makes what this thread wrote to shared memory visible to products, after a barrier.
+__device__ inline void publish_to_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// Keeps accesses to registers that products write on their side of products_begin and products_wait.
+template <int kTiles>
+__device__ __forceinline__ void pin(float (&d)[kTiles][4]) {
+#pragma unroll
+  for (int i = 0; i < kTiles; ++i) {
+    asm volatile("" : "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])::"memory");
+  }
+}
+
+// A tile of mma.cuh at a multiple of 1024 bytes as an operand: rows of 128 bytes, swizzled, eight rows 1024 bytes
+// apart. Rows are those of the product (its sums run along them), or what it sums over; then panels are a panel apart.
+__device__ inline uint64_t tile_descriptor(uint32_t address) {
+  constexpr uint64_t kSwizzle128 = uint64_t{1} << 62;
+  constexpr uint64_t kPanels = uint64_t{kPanelBytes / 16} << 16, kRows = uint64_t{1024 / 16} << 32;
+  return kSwizzle128 | kPanels | kRows | (address >> 4 & 0x3FFF);
+}
+// The next 16 columns, or the next 16 rows.
+__device__ constexpr uint64_t columns_offset(int k) {
+  return static_cast<uint64_t>(k % 4 * 32 + k / 4 * kPanelBytes) >> 4;
+}
+__device__ constexpr uint64_t rows_offset(int k) { return static_cast<uint64_t>(k * 16 * 128) >> 4; }
+
+// Gives registers of this group of warps to others, or takes them. To be called by all warps of the group, and by all
+// groups of a kernel, in the branches of one condition.
+template <int kRegisters>
+__device__ __forceinline__ void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ __forceinline__ void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+// __syncthreads() for warps that are at different places of a kernel.
+template <int kThreads>
+__device__ __forceinline__ void meet() { asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory"); }
+
+// A barrier in shared memory at which arriving and waiting are apart.
+__device__ inline void barrier_init(uint32_t barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+__device__ inline void barrier_arrive(uint32_t barrier) {
+  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}\n" ::"r"(barrier) : "memory");
+}
+// For the end of the phase, of which the number's last bit is given.
+__device__ inline void barrier_wait(uint32_t barrier, int phase) {
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "again:\nmbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n@!done bra again;\n}\n" ::"r"(barrier),
+      "r"(phase)
+      : "memory");
+}
+
+#define M4J_TILE(d, i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
+
+// d = a b^T, or d += a b^T: a [64, 16] and b [n, 16] by their rows.
+template <typename T>
+__device__ void product_rows(float (&d)[3][4], uint64_t a, uint64_t b, bool add);
+template <>
+__device__ __forceinline__ void product_rows<__nv_bfloat16>(float (&d)[3][4], uint64_t a, uint64_t b, bool add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %14, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n24k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11}, "
+      "%12, %13, p, 1, 1, 0, 0;\n}\n"
+      : M4J_TILE(d, 0), M4J_TILE(d, 1), M4J_TILE(d, 2)
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+}
+template <>
+__device__ __forceinline__ void product_rows<__half>(float (&d)[3][4], uint64_t a, uint64_t b, bool add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %14, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n24k16.f32.f16.f16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11}, "
+      "%12, %13, p, 1, 1, 0, 0;\n}\n"
+      : M4J_TILE(d, 0), M4J_TILE(d, 1), M4J_TILE(d, 2)
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+}
+
+template <typename T>
+__device__ void product_rows(float (&d)[4][4], uint64_t a, uint64_t b, bool add);
+template <>
+__device__ __forceinline__ void product_rows<__nv_bfloat16>(float (&d)[4][4], uint64_t a, uint64_t b, bool add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+      "%16, %17, p, 1, 1, 0, 0;\n}\n"
+      : M4J_TILE(d, 0), M4J_TILE(d, 1), M4J_TILE(d, 2), M4J_TILE(d, 3)
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+}
+template <>
+__device__ __forceinline__ void product_rows<__half>(float (&d)[4][4], uint64_t a, uint64_t b, bool add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+      "%16, %17, p, 1, 1, 0, 0;\n}\n"
+      : M4J_TILE(d, 0), M4J_TILE(d, 1), M4J_TILE(d, 2), M4J_TILE(d, 3)
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+}
+
+template <typename T>
+__device__ void product_rows(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b, bool add);
+template <>
+__device__ __forceinline__ void product_rows<__nv_bfloat16>(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b,
+                                                               bool add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "{%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}\n"
+      : M4J_TILE(d, 0), M4J_TILE(d, 1), M4J_TILE(d, 2), M4J_TILE(d, 3),
+              M4J_TILE(d, 4), M4J_TILE(d, 5), M4J_TILE(d, 6), M4J_TILE(d, 7)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
+}
+template <>
+__device__ __forceinline__ void product_rows<__half>(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b, bool add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "{%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}\n"
+      : M4J_TILE(d, 0), M4J_TILE(d, 1), M4J_TILE(d, 2), M4J_TILE(d, 3),
+              M4J_TILE(d, 4), M4J_TILE(d, 5), M4J_TILE(d, 6), M4J_TILE(d, 7)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
+}
+
+// d = a b, or d += a b: b [16, n] by its rows.
+template <typename T>
+__device__ void product(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b, bool add);
+template <>
+__device__ __forceinline__ void product<__nv_bfloat16>(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b, bool add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "{%32, %33, %34, %35}, %36, p, 1, 1, 1;\n}\n"
+      : M4J_TILE(d, 0), M4J_TILE(d, 1), M4J_TILE(d, 2), M4J_TILE(d, 3),
+              M4J_TILE(d, 4), M4J_TILE(d, 5), M4J_TILE(d, 6), M4J_TILE(d, 7)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
+}
+template <>
+__device__ __forceinline__ void product<__half>(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b, bool add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "{%32, %33, %34, %35}, %36, p, 1, 1, 1;\n}\n"
+      : M4J_TILE(d, 0), M4J_TILE(d, 1), M4J_TILE(d, 2), M4J_TILE(d, 3),
+              M4J_TILE(d, 4), M4J_TILE(d, 5), M4J_TILE(d, 6), M4J_TILE(d, 7)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
+}
+
+template <typename T>
+__device__ void product(float (&d)[16][4], const uint32_t (&a)[4], uint64_t b, bool add);
+template <>
+__device__ __forceinline__ void product<__nv_bfloat16>(float (&d)[16][4], const uint32_t (&a)[4], uint64_t b,
+                                                          bool add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+      "{%64, %65, %66, %67}, %68, p, 1, 1, 1;\n}\n"
+      : M4J_TILE(d, 0), M4J_TILE(d, 1), M4J_TILE(d, 2), M4J_TILE(d, 3),
+              M4J_TILE(d, 4), M4J_TILE(d, 5), M4J_TILE(d, 6), M4J_TILE(d, 7),
+              M4J_TILE(d, 8), M4J_TILE(d, 9), M4J_TILE(d, 10), M4J_TILE(d, 11),
+              M4J_TILE(d, 12), M4J_TILE(d, 13), M4J_TILE(d, 14), M4J_TILE(d, 15)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
+}
+template <>
+__device__ __forceinline__ void product<__half>(float (&d)[16][4], const uint32_t (&a)[4], uint64_t b, bool add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+      "{%64, %65, %66, %67}, %68, p, 1, 1, 1;\n}\n"
+      : M4J_TILE(d, 0), M4J_TILE(d, 1), M4J_TILE(d, 2), M4J_TILE(d, 3),
+              M4J_TILE(d, 4), M4J_TILE(d, 5), M4J_TILE(d, 6), M4J_TILE(d, 7),
+              M4J_TILE(d, 8), M4J_TILE(d, 9), M4J_TILE(d, 10), M4J_TILE(d, 11),
+              M4J_TILE(d, 12), M4J_TILE(d, 13), M4J_TILE(d, 14), M4J_TILE(d, 15)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
+}
+
+#undef M4J_TILE
+
+}  // namespace m4j::cuda
