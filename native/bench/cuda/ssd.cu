@@ -19,7 +19,9 @@ constexpr int kWarmUps = 3, kRepeats = 21;
 constexpr int64_t kCacheBytes = 60'000'000;
 
 struct Memory {
-  explicit Memory(int64_t bytes) : bytes(bytes) { check(cudaMalloc(&data, static_cast<size_t>(std::max<int64_t>(bytes, 16))), "cudaMalloc"); }
+  explicit Memory(int64_t bytes) : bytes(bytes) {
+    check(cudaMalloc(&data, static_cast<size_t>(std::max<int64_t>(bytes, 16))), "cudaMalloc");
+  }
   Memory(const Memory&) = delete;
   ~Memory() { cudaFree(data); }
   float* floats() const { return static_cast<float*>(data); }
@@ -40,13 +42,14 @@ __global__ void fill_kernel(T* out, int64_t n, uint32_t seed, float low, float h
 void fill(const Memory& m, DType dtype, float low, float high) {
   static uint32_t seed = 0;
   with_element_type(dtype, [&]<typename T>(T) {
-    fill_kernel<T><<<1024, 256>>>(static_cast<T*>(m.data), m.bytes / static_cast<int64_t>(sizeof(T)), ++seed, low, high);
+    const int64_t count = m.bytes / static_cast<int64_t>(sizeof(T));
+    fill_kernel<T><<<1024, 256>>>(static_cast<T*>(m.data), count, ++seed, low, high);
   });
   check_launch("fill");
 }
 
 // A warp computes one row p of one head of one sequence token by token, and adds up errors[0] += |out - y|^2,
-// [1] += |y|^2 and the same of its state. Heads head0 and head0 + step, ...
+// [1] += |y|^2, and the same of its state in [2] and [3].
 template <typename T>
 __global__ void check_kernel(const SsdArgs a, const float* before, int64_t segment, int64_t head, double* errors) {
   const Segment seg = a.segments.items[segment];
@@ -143,7 +146,8 @@ struct Inputs {
 void measure(const Case& c, double copy, std::string* table) {
   std::vector<std::unique_ptr<Inputs>> sets;
   sets.push_back(std::make_unique<Inputs>(c));
-  while (static_cast<int64_t>(sets.size()) * sets[0]->bytes() < 4 * kCacheBytes) sets.push_back(std::make_unique<Inputs>(c));
+  while (static_cast<int64_t>(sets.size()) * sets[0]->bytes() < 4 * kCacheBytes)
+    sets.push_back(std::make_unique<Inputs>(c));
   const Memory A(4 * c.heads), D(4 * c.heads), bias(4 * c.heads);
   fill(A, DType::kF32, -8, -0.5f);
   fill(D, DType::kF32, -1, 1);
@@ -162,13 +166,15 @@ void measure(const Case& c, double copy, std::string* table) {
   const auto args = [&](const Inputs& i) {
     const int64_t ld_x = c.heads * c.headdim, ld_bc = c.n_groups * c.d_state;
     return SsdArgs{c.dtype, i.x.data, ld_x, i.dt.data, c.heads, A.floats(), i.B.data, i.C.data, ld_bc, D.floats(),
-                   bias.floats(), true, 0, std::numeric_limits<float>::infinity(), segments, c.heads, c.headdim, c.d_state,
+                   bias.floats(), true, 0, std::numeric_limits<float>::infinity(), segments, c.heads, c.headdim,
+                   c.d_state,
                    c.n_groups, states.floats(), slot, i.out.data, ld_x, {workspace.data, workspace.bytes}};
   };
 
   ssd_chunk(args(*sets[0]), nullptr);
   check(cudaMemset(errors.data, 0, errors.bytes), "cudaMemset");
-  for (const auto& [sequence, head] : {std::pair<int64_t, int64_t>{0, 0}, {c.batch / 2, c.heads / 2}, {c.batch - 1, c.heads - 1}}) {
+  const std::pair<int64_t, int64_t> samples[] = {{0, 0}, {c.batch / 2, c.heads / 2}, {c.batch - 1, c.heads - 1}};
+  for (const auto& [sequence, head] : samples) {
     with_element_type(c.dtype, [&]<typename T>(T) {
       check_kernel<T><<<static_cast<unsigned>(c.headdim), 32>>>(args(*sets[0]), before.floats(), sequence, head,
                                                                 static_cast<double*>(errors.data));
@@ -184,8 +190,8 @@ void measure(const Case& c, double copy, std::string* table) {
   const Times t = time([&](int i) { ssd_chunk(args(*sets[static_cast<size_t>(i) % sets.size()]), nullptr); });
   const double bytes = static_cast<double>(sets[0]->bytes() + 2 * states.bytes);
   char line[256];
-  std::snprintf(line, sizeof(line), "%-26s %8.3f %8.3f %8.3f %8.3f %7.3f %9.1e %9.1e %s\n", c.name, t.median, t.min, t.max,
-                c.goal_ms, bytes / copy * 1e3, out_error, state_error, right ? "" : "WRONG");
+  std::snprintf(line, sizeof(line), "%-26s %8.3f %8.3f %8.3f %8.3f %7.3f %9.1e %9.1e %s\n", c.name, t.median, t.min,
+                t.max, c.goal_ms, bytes / copy * 1e3, out_error, state_error, right ? "" : "WRONG");
   *table += line;
 }
 

@@ -44,12 +44,16 @@ struct Problem {
 
   static Problem random(Random& random, DType dtype, const Shape& s, const std::vector<int64_t>& lengths,
                         const Options& options = {}) {
-    const int64_t tokens = std::accumulate(lengths.begin(), lengths.end(), int64_t{0}), bc = tokens * s.n_groups * s.d_state;
-    std::vector<int64_t> slots;  // every other one, the last sequence first
-    for (size_t i = 0; i < lengths.size(); ++i) slots.push_back(static_cast<int64_t>(lengths.size() - 1 - i) * 2 % 7 + 7 * (i / 7));
+    const int64_t tokens = std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
+    const int64_t bc = tokens * s.n_groups * s.d_state;
+    std::vector<int64_t> slots;  // in no order
+    for (size_t i = 0; i < lengths.size(); ++i) {
+      slots.push_back(static_cast<int64_t>(lengths.size() - 1 - i) * 2 % 7 + 7 * static_cast<int64_t>(i / 7));
+    }
     const int64_t slot_count = *std::max_element(slots.begin(), slots.end()) + 1 + kSpareSlots;
-    return {dtype, s, lengths, slots, options, rounded(random.normal(tokens * s.heads * s.headdim), dtype),
-            rounded(options.softplus ? random.normal(tokens * s.heads) : random.uniform(tokens * s.heads, 0.001f, 1), dtype),
+    const int64_t steps = tokens * s.heads;
+    return {dtype, s, lengths, slots, options, rounded(random.normal(steps * s.headdim), dtype),
+            rounded(options.softplus ? random.normal(steps) : random.uniform(steps, 0.001f, 1), dtype),
             random.uniform(s.heads, -4, -0.01f), rounded(random.normal(bc), dtype), rounded(random.normal(bc), dtype),
             random.normal(s.heads, 1, options.D), random.uniform(s.heads, -3, 1, options.dt_bias),
             random.normal(slot_count * s.heads * s.headdim * s.d_state)};
@@ -63,7 +67,8 @@ struct Problem {
 
   Outputs run() const {
     const int64_t gap = options.gap;
-    const DeviceArray x_memory(dtype, x, x_cols(), x_cols() + gap), dt_memory(dtype, dt, shape.heads, shape.heads + gap);
+    const DeviceArray x_memory(dtype, x, x_cols(), x_cols() + gap);
+    const DeviceArray dt_memory(dtype, dt, shape.heads, shape.heads + gap);
     const DeviceArray B_memory(dtype, B, bc_cols(), bc_cols() + gap), C_memory(dtype, C, bc_cols(), bc_cols() + gap);
     const DeviceArray A_memory(DType::kF32, A, shape.heads);
     const DeviceArray D_memory(DType::kF32, D, shape.heads), bias_memory(DType::kF32, dt_bias, shape.heads);
@@ -82,11 +87,11 @@ struct Problem {
                                *std::max_element(lengths.begin(), lengths.end())};
     const int64_t bytes = ssd_chunk_workspace(shape.heads, shape.headdim, shape.d_state, shape.n_groups, segments);
     const DeviceArray workspace(DType::kF32, 1, (bytes + 3) / 4);
-    ssd_chunk({dtype, x_memory.data(), x_memory.ld(), dt_memory.data(), dt_memory.ld(), A_memory.floats(), B_memory.data(),
-               C_memory.data(), B_memory.ld(), D.empty() ? nullptr : D_memory.floats(),
-               dt_bias.empty() ? nullptr : bias_memory.floats(), options.softplus, dt_min, dt_max, segments, shape.heads,
-               shape.headdim, shape.d_state, shape.n_groups, states_memory.floats(), states_memory.ld(), out.data(),
-               out.ld(), {workspace.data(), bytes}},
+    ssd_chunk({dtype, x_memory.data(), x_memory.ld(), dt_memory.data(), dt_memory.ld(), A_memory.floats(),
+               B_memory.data(), C_memory.data(), B_memory.ld(), D.empty() ? nullptr : D_memory.floats(),
+               dt_bias.empty() ? nullptr : bias_memory.floats(), options.softplus, dt_min, dt_max, segments,
+               shape.heads, shape.headdim, shape.d_state, shape.n_groups, states_memory.floats(), states_memory.ld(),
+               out.data(), out.ld(), {workspace.data(), bytes}},
               nullptr);
     must(cudaDeviceSynchronize());
     workspace.read();  // checks its guards
@@ -97,12 +102,12 @@ struct Problem {
     Outputs result = {std::vector<float>(x.size()), states};
     int64_t row = 0;
     for (size_t i = 0; i < lengths.size(); row += lengths[i++]) {
-      const m4j::SsdArgs args = {x.data() + row * x_cols(), x_cols(), dt.data() + row * shape.heads, shape.heads, A.data(),
-                                 B.data() + row * bc_cols(), C.data() + row * bc_cols(), bc_cols(),
-                                 D.empty() ? nullptr : D.data(), dt_bias.empty() ? nullptr : dt_bias.data(),
-                                 options.softplus, dt_min, dt_max, lengths[i], shape.heads, shape.headdim, shape.d_state,
-                                 shape.n_groups, 0, result.state.data() + slots[i] * state_size(),
-                                 result.out.data() + row * x_cols(), x_cols()};
+      const m4j::SsdArgs args = {
+          x.data() + row * x_cols(), x_cols(), dt.data() + row * shape.heads, shape.heads, A.data(),
+          B.data() + row * bc_cols(), C.data() + row * bc_cols(), bc_cols(), D.empty() ? nullptr : D.data(),
+          dt_bias.empty() ? nullptr : dt_bias.data(), options.softplus, dt_min, dt_max, lengths[i], shape.heads,
+          shape.headdim, shape.d_state, shape.n_groups, 0, result.state.data() + slots[i] * state_size(),
+          result.out.data() + row * x_cols(), x_cols()};
       reference_ops().ssd_step(args, {0, 1, nullptr, 0});
     }
     return result;
@@ -181,8 +186,8 @@ TEST_F(CudaSsdChunk, LongSequencesInParts) {
 TEST_F(CudaSsdChunk, EveryCombinationOfOptions) {
   for (DType dtype : kDTypes) {
     for (int bits = 0; bits < 8; ++bits) {
-      expect_reference(Problem::random(random, dtype, {3, 64, 64, 1}, {70, 300},
-                                       {.D = (bits & 1) != 0, .dt_bias = (bits & 2) != 0, .softplus = (bits & 4) != 0}));
+      const Options options = {.D = (bits & 1) != 0, .dt_bias = (bits & 2) != 0, .softplus = (bits & 4) != 0};
+      expect_reference(Problem::random(random, dtype, {3, 64, 64, 1}, {70, 300}, options));
     }
   }
 }
