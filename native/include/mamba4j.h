@@ -79,8 +79,9 @@ M4J_API const char* m4j_version(void);
  * not count. After everything is released it is back at its first value. */
 M4J_API int64_t m4j_native_bytes(void);
 
-/* Instruction sets that this build holds and this processor can run, best first, such as "avx3 avx2 sse2 reference".
- * Static storage. */
+/* Instruction sets that this build holds and this processor can run, best first, such as "amx avx3 avx2 sse4
+ * reference". "amx" is offered where Linux grants the process the matrix registers; asking for them, once, is the only
+ * thing that this does to the process. Static storage. */
 M4J_API const char* m4j_simd_targets(void);
 
 /* ---- Tensors ------------------------------------------------------------------------------------------------- */

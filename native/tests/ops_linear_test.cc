@@ -74,14 +74,38 @@ TEST_P(Linear, MatchesTheFormula) {
   }
 }
 
+// Sizes around the borders of tiles, wherever they are.
+TEST_P(Linear, MatchesTheFormulaAtRandomSizes) {
+  for (int i = 0; i < 30; ++i) {
+    const auto size = [&](int32_t most) { return int64_t{1} + random.ids(1, most)[0]; };
+    const int64_t tokens = size(70), in = size(i % 2 == 0 ? 140 : 700), out_dim = size(50);
+    const DType dtype = kDTypes[i % 3];
+    SCOPED_TRACE(dtype_name(dtype) + " [" + std::to_string(tokens) + ", " + std::to_string(in) + "] -> " +
+                 std::to_string(out_dim));
+    const Problem problem = Problem::random(random, tokens, in, out_dim, dtype, i % 4 == 0);
+    expect_close(run_everywhere([&](const Runner& r) { return problem.run(r); }).out, problem.exact(), tolerance(in));
+  }
+}
+
+// Larger than the panels of weights that a cache holds, and long rows.
+TEST_P(Linear, LargeMatrices) {
+  for (DType dtype : kDTypes) {
+    SCOPED_TRACE(dtype_name(dtype));
+    const Problem problem = Problem::random(random, 35, 2083, 530, dtype, true);
+    const Outputs whole = problem.run(plain_runner());
+    expect_close(whole.out, problem.exact(), tolerance(2083));
+    expect_same_bits(problem.rows(34, 35).run(plain_runner()).out, slice_rows(whole.out, 530, 34, 35));
+  }
+}
+
 // A token gets the same bits alone and in any batch.
 TEST_P(Linear, RowsAreIndependent) {
   for (DType dtype : kDTypes) {
     for (int64_t in : {13, 207, 1025}) {
       SCOPED_TRACE(dtype_name(dtype) + ", in " + std::to_string(in));
-      const Problem problem = Problem::random(random, 37, in, 29, dtype, true);
+      const Problem problem = Problem::random(random, 70, in, 29, dtype, true);
       const Outputs whole = problem.run(plain_runner());
-      for (int64_t rows : {1, 2, 3, 4, 7, 16}) {
+      for (int64_t rows : {1, 2, 3, 4, 7, 16, 17, 33}) {
         std::vector<float> parts;
         for (int64_t t = 0; t < problem.tokens; t += rows) {
           append(parts, problem.rows(t, std::min(t + rows, problem.tokens)).run(plain_runner()).out);

@@ -1,5 +1,11 @@
 #include "ops/cpu/cpu_ops.h"
 
+#if M4J_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/cpu/cpu_ops.cc"
 #include "hwy/foreach_target.h"
@@ -20,6 +26,10 @@ void Softmax(const SoftmaxArgs&, const Share&);
 void LogSoftmax(const SoftmaxArgs&, const Share&);
 int64_t SsdChunkScratch(int64_t headdim, int64_t d_state, int64_t chunk_size);
 int64_t LinearScratch(int64_t in, DType weight_dtype);
+#if M4J_AMX && HWY_TARGET == HWY_AVX3
+void LinearAmx(const LinearArgs&, const Share&);
+int64_t LinearAmxScratch(int64_t in, DType weight_dtype);
+#endif
 
 namespace {
 
@@ -37,9 +47,22 @@ constexpr const char* kName =
 constexpr Ops kOps = {kName,   Embedding, RmsNorm, Linear,     Conv1d,          SelectiveScan,
                       SsdStep, SsdChunk,  Softmax, LogSoftmax, SsdChunkScratch, LinearScratch};
 
+#if M4J_AMX && HWY_TARGET == HWY_AVX3
+constexpr Ops kAmxOps = [] {
+  Ops ops = kOps;
+  ops.name = "amx";
+  ops.linear = LinearAmx;
+  ops.linear_scratch = LinearAmxScratch;
+  return ops;
+}();
+#endif
+
 }  // namespace
 
 const Ops& TargetOps() { return kOps; }
+#if M4J_AMX && HWY_TARGET == HWY_AVX3
+const Ops& AmxOps() { return kAmxOps; }
+#endif
 
 }  // namespace HWY_NAMESPACE
 }  // namespace m4j
@@ -47,6 +70,22 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 namespace m4j {
+
+#if M4J_AMX
+namespace {
+
+// The processor has tiles of bfloat16, and the system lets this process use them: their 8 KB of registers are saved
+// only for processes that asked.
+bool have_amx() {
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;  // CPUID, leaf 7, EDX
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;   // arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kAmxBf16) != 0 && (d & kAmxTile) != 0 &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+}  // namespace
+#endif
 
 #if (HWY_TARGETS & ~(HWY_AVX3 | HWY_AVX2 | HWY_SSE4)) && HWY_ARCH_X86
 #error "Highway is set to a target that the detection below does not know."
@@ -65,6 +104,9 @@ int cpu_ops(const Ops** list) {
   const bool avx3 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                     __builtin_cpu_supports("avx512vl");
+#if M4J_AMX
+  if (avx3 && have_amx()) list[count++] = &N_AVX3::AmxOps();
+#endif
   if (avx3) list[count++] = &N_AVX3::TargetOps();
   if (avx2) list[count++] = &N_AVX2::TargetOps();
   if (sse4) list[count++] = &N_SSE4::TargetOps();

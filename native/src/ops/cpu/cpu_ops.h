@@ -5,7 +5,14 @@
 
 namespace m4j {
 
-inline constexpr int kMaxCpuOps = 4;
+inline constexpr int kMaxCpuOps = 5;
+
+// Whether the build holds the ops for x86-64's matrix units, which only Linux is asked for.
+#if defined(__x86_64__) && defined(__linux__)
+#define M4J_AMX 1
+#else
+#define M4J_AMX 0
+#endif
 
 // Writes the backends that this processor runs, best first, and returns how many. At most kMaxCpuOps.
 int cpu_ops(const Ops** list);
