@@ -21,7 +21,7 @@ class DemoModelTest {
 
   @Test
   void continuesTextWithTheKnownTokens() throws IOException {
-    try (TextModel model = TextModel.load(Goldens.DEMO_MODEL)) {
+    try (TextModel model = TextModel.load(Goldens.DEMO_MODEL, Goldens.options())) {
       GenerationOptions options = GenerationOptions.defaults().withMaxNewTokens(CONTINUATION.length);
       GenerationResult result = model.generate(PROMPT, options);
       assertArrayEquals(PROMPT_IDS, result.promptTokens());
@@ -34,7 +34,7 @@ class DemoModelTest {
 
   @Test
   void streamsTheSameText() throws IOException {
-    try (TextModel model = TextModel.load(Goldens.DEMO_MODEL)) {
+    try (TextModel model = TextModel.load(Goldens.DEMO_MODEL, Goldens.options())) {
       StringBuilder streamed = new StringBuilder();
       int[] ids = new int[CONTINUATION.length];
       GenerationResult result =

@@ -10,6 +10,8 @@ import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.List;
 import java.util.stream.Stream;
+import org.mamba4j.Device;
+import org.mamba4j.ModelOptions;
 import org.mamba4j.Tensor;
 import org.mamba4j.checkpoint.SafetensorsFile;
 
@@ -18,7 +20,26 @@ final class Goldens {
   static final Path ROOT = root();
   static final Path DEMO_MODEL = ROOT.resolve("tests/models/mamba2-java-9m");
 
+  /** Where models run: the system property mamba4j.test.device, the CPU if it is not set. */
+  static final Device DEVICE = Device.parse(System.getProperty("mamba4j.test.device", "cpu"));
+
   private Goldens() {}
+
+  /** How tests load models. */
+  static ModelOptions options() {
+    return ModelOptions.defaults().withDevice(DEVICE);
+  }
+
+  /**
+   * Relative error allowed to a golden checkpoint. The CPU computes in float32, in which 16-bit weights are exact; on a
+   * GPU activations have the type of the weights.
+   */
+  static double tolerance(Path folder) {
+    if (!DEVICE.isCuda()) {
+      return 1e-5;
+    }
+    return folder.toString().matches(".*f16(-original)?") ? 2e-2 : 1e-4;
+  }
 
   /** Every golden checkpoint folder. */
   static List<Path> folders() {

@@ -25,8 +25,6 @@ import org.mamba4j.Tensor;
 
 /** However a sequence is fed, whatever it travels with and however many threads compute: the same result. */
 class InvarianceTest {
-  private static final double TOLERANCE = 1e-6;
-
   static List<Path> folders() {
     return Goldens.folders();
   }
@@ -35,10 +33,15 @@ class InvarianceTest {
     return Goldens.families();
   }
 
+  /** How far apart two ways to the same result may be. */
+  private static double tolerance(Path folder) {
+    return Goldens.DEVICE.isCuda() ? Goldens.tolerance(folder) : 1e-6;
+  }
+
   @ParameterizedTest
   @MethodSource("folders")
   void splits(Path folder) throws IOException {
-    try (Model model = Model.load(folder);
+    try (Model model = Model.load(folder, Goldens.options());
         Session session = model.newSession()) {
       int[] ids = randomIds(model, 71, 1);
       Tensor whole = session.advanceAll(ids);
@@ -50,10 +53,10 @@ class InvarianceTest {
         Tensor parts = advanceInParts(session, ids, longest, random);
         String what = "pieces of up to " + longest;
         for (int t = 0; t < ids.length; t++) {
-          assertClose(whole.select(0, t), parts.select(0, t), TOLERANCE, what + ", token " + t);
+          assertClose(whole.select(0, t), parts.select(0, t), tolerance(folder), what + ", token " + t);
         }
-        assertClose(convState, session.convState(), TOLERANCE, what + ", conv state");
-        assertClose(ssmState, session.ssmState(), TOLERANCE, what + ", SSM state");
+        assertClose(convState, session.convState(), tolerance(folder), what + ", conv state");
+        assertClose(ssmState, session.ssmState(), tolerance(folder), what + ", SSM state");
       }
     }
   }
@@ -72,7 +75,7 @@ class InvarianceTest {
   @MethodSource("folders")
   void batches(Path folder) throws IOException {
     int[] lengths = {1, 33, 2, 19, 3, 64, 1};
-    try (Model model = Model.load(folder);
+    try (Model model = Model.load(folder, Goldens.options());
         Batch batch = model.newBatch(lengths.length)) {
       List<Session> sessions = new ArrayList<>();
       for (int i = 0; i < lengths.length; i++) {
@@ -83,9 +86,9 @@ class InvarianceTest {
       for (int i = 0; i < lengths.length; i++) {
         try (Session alone = model.newSession()) {
           Tensor logits = alone.advanceAll(randomIds(model, lengths[i], i));
-          assertClose(logits, batch.logits(i), TOLERANCE, "logits of sequence " + i);
-          assertClose(alone.convState(), sessions.get(i).convState(), TOLERANCE, "conv state of sequence " + i);
-          assertClose(alone.ssmState(), sessions.get(i).ssmState(), TOLERANCE, "SSM state of sequence " + i);
+          assertClose(logits, batch.logits(i), tolerance(folder), "logits of sequence " + i);
+          assertClose(alone.convState(), sessions.get(i).convState(), tolerance(folder), "conv state of sequence " + i);
+          assertClose(alone.ssmState(), sessions.get(i).ssmState(), tolerance(folder), "SSM state of sequence " + i);
         }
       }
       sessions.forEach(Session::close);
@@ -95,9 +98,9 @@ class InvarianceTest {
   @ParameterizedTest
   @MethodSource("folders")
   void threadsGiveTheSameBits(Path folder) throws IOException {
-    float[] first = logitsWith(folder, ModelOptions.defaults().withThreads(1));
+    float[] first = logitsWith(folder, Goldens.options().withThreads(1));
     for (int threads : new int[] {2, 3, 5}) {
-      float[] found = logitsWith(folder, ModelOptions.defaults().withThreads(threads));
+      float[] found = logitsWith(folder, Goldens.options().withThreads(threads));
       assertArrayEquals(first, found, threads + " threads");
     }
   }
@@ -105,10 +108,10 @@ class InvarianceTest {
   @ParameterizedTest
   @MethodSource("families")
   void everyInstructionSetAgrees(Path folder) throws IOException {
-    float[] best = logitsWith(folder, ModelOptions.defaults());
+    float[] best = logitsWith(folder, Goldens.options());
     for (String target : Engine.simdTargets()) {
       // Each rounds in its own way, so both are as far from the truth as the goldens allow.
-      assertClose(best, logitsWith(folder, ModelOptions.defaults().withSimdTarget(target)), 1e-5, target);
+      assertClose(best, logitsWith(folder, Goldens.options().withSimdTarget(target)), 1e-5, target);
     }
   }
 
@@ -127,7 +130,7 @@ class InvarianceTest {
   @ParameterizedTest
   @MethodSource("families")
   void forksAndSnapshotsContinueAlike(Path folder) throws IOException {
-    try (Model model = Model.load(folder);
+    try (Model model = Model.load(folder, Goldens.options());
         Session session = model.newSession()) {
       int[] ids = randomIds(model, 40, 4);
       session.advance(ids, 0, 21);
@@ -149,15 +152,16 @@ class InvarianceTest {
   /** A sequence far longer than a chunk: the state must not drift between prefill and decode. */
   @Test
   void aLongSequenceInOnePieceAndTokenByToken() throws IOException {
-    try (Model model = Model.load(Goldens.DEMO_MODEL);
+    try (Model model = Model.load(Goldens.DEMO_MODEL, Goldens.options());
         Session whole = model.newSession();
         Session single = model.newSession()) {
+      double tolerance = Goldens.DEVICE.isCuda() ? 2e-2 : 1e-6; // bf16 weights
       int[] ids = randomIds(model, 600, 5);
       whole.advance(ids);
       for (int id : ids) {
         single.advance(id);
       }
-      assertClose(whole.logits(), single.logits(), TOLERANCE, "logits after 600 tokens");
+      assertClose(whole.logits(), single.logits(), tolerance, "logits after 600 tokens");
     }
   }
 

@@ -1,0 +1,144 @@
+#!/usr/bin/env bash
+# Tests and measures the GPU part, in one go, and ends with a short table.
+#
+#   gpu-check.sh --pack FILE     on any machine with nvcc: builds everything and packs it into FILE (tar.gz), with a
+#                                run-time image of Java, for a GPU machine that has neither compiler nor JDK
+#   gpu-check.sh [OPTIONS]       on the GPU machine, from the folder that FILE was unpacked to
+#
+#   --quick       one model instead of four, and no compute-sanitizer
+#   --out FOLDER  where the full logs go (default: gpu-check-logs)
+#
+# MAMBA4J_CUDA_ARCHITECTURES limits a pack to some architectures, such as 90a-real.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+# ---- Packing ---------------------------------------------------------------------------------------------------------
+
+JAVA_MODULES=java.base,java.logging,java.net.http,java.management,jdk.management,jdk.jfr,jdk.unsupported,java.naming,jdk.zipfs,java.xml
+JUNIT_CONSOLE=org.junit.platform:junit-platform-console-standalone:1.14.4
+
+pack() {
+  local file=$1 folder
+  # shellcheck source=scripts/setup.sh
+  source "$here/setup.sh"
+  has_command nvcc || die "gpu-check.sh --pack needs nvcc of CUDA 12 or newer"
+  require_tools test
+  require_jdk
+  "$ROOT/scripts/build-native.sh" --tests --cuda
+  ensure_built
+  maven --quiet -pl tests/integration -am -DskipTests package
+  folder=$(mktemp -d)
+  # shellcheck disable=SC2064 # the folder as it is now
+  trap "rm -rf '$folder'" EXIT
+  mkdir -p "$folder/bin" "$folder/java" "$folder/tests"
+  cp "$ROOT/build/native/bin/mamba4j_cuda_test" "$ROOT"/build/native/bin/m4j-gpu-bench-* "$folder/bin/"
+  cp "$ROOT"/build/native/lib/libmamba4j*.so "$folder/bin/"
+  strip --strip-unneeded "$folder"/bin/*
+  cp "$APP_DIR"/*.jar "$folder/java/"
+  rm "$folder"/java/mamba4j-core-*.jar # its classes go in alone: the libraries lie in bin
+  cp -r "$ROOT/java/core/target/classes" "$folder/java/core-classes"
+  rm -rf "$folder/java/core-classes/org/mamba4j/native"
+  cp -r "$ROOT/tests/integration/target/test-classes" "$folder/java/test-classes"
+  maven --quiet dependency:copy -Dartifact="$JUNIT_CONSOLE" -DoutputDirectory="$folder/java" -Dmdep.stripVersion=true
+  "$JAVA_HOME/bin/jlink" --add-modules "$JAVA_MODULES" --strip-debug --no-header-files --no-man-pages \
+    --compress zip-6 --output "$folder/runtime"
+  cp -r "$ROOT/tests/goldens" "$ROOT/tests/models" "$folder/tests/"
+  cp "$here/gpu-check.sh" "$folder/"
+  tar -C "$folder" -czf "$file" .
+  say "Packed $(du -h "$file" | cut -f 1) into $file. On the GPU machine: tar -xzf it, then ./gpu-check.sh"
+}
+
+# ---- Checking --------------------------------------------------------------------------------------------------------
+
+rows=()
+failures=0
+# check NAME COMMAND...: one row of the table.
+check() {
+  local name=$1 log=$logs/$1.log start=$SECONDS result=ok
+  shift
+  "$@" >"$log" 2>&1 || { result=FAILED && failures=$((failures + 1)); }
+  rows+=("$(printf '%-6s %4d s  %s' "$result" $((SECONDS - start)) "$name")")
+  [[ $result == ok ]] || { tail -n 15 "$log" | sed 's/^/    /'; }
+}
+
+# Cases in processes of their own: after an illegal access a process cannot use its GPU any more.
+native_cases() {
+  local failed=0
+  "$here/bin/mamba4j_cuda_test" --gtest_list_tests |
+    awk '/^[^ ]/ { suite = $1 } /^ / { print suite $1 }' >"$logs/cases"
+  # shellcheck disable=SC2016 # the inner shell expands it
+  xargs -a "$logs/cases" -P 8 -I{} sh -c \
+    'timeout 120 "$0" --gtest_brief=1 --gtest_filter="{}" >/dev/null 2>&1 && echo "ok {}" || echo "FAILED {}"' \
+    "$here/bin/mamba4j_cuda_test" >"$logs/results"
+  printf '%d of %d cases passed\n' "$(grep -c ^ok "$logs/results")" "$(wc -l <"$logs/results")"
+  grep ^FAILED "$logs/results" && failed=1
+  return $failed
+}
+
+java_tests() {
+  (cd "$here" && MAMBA4J_LIBRARY=$here/bin/libmamba4j.so RUST_FLAVOR=cpu OPT_OUT_TRACKING=true DJL_OFFLINE=true \
+    runtime/bin/java --enable-native-access=ALL-UNNAMED -Dmamba4j.test.device=cuda:0 \
+    -jar java/junit-platform-console-standalone.jar execute \
+    --class-path "java/test-classes:java/core-classes:$(printf '%s:' java/*.jar)" --details=tree --disable-banner \
+    --select-class org.mamba4j.integration.GoldenTest --select-class org.mamba4j.integration.InvarianceTest \
+    --select-class org.mamba4j.integration.DemoModelTest)
+}
+
+sanitizer() {
+  compute-sanitizer --tool "$1" --error-exitcode 9 "$here/bin/mamba4j_cuda_test" --gtest_brief=1 \
+    --gtest_filter='Cuda*:-*Beyond*:CudaEngine*:*Models/*'
+}
+
+run() {
+  local quick=false models=(mamba-130m mamba2-130m mamba-2.8b mamba2-2.7b)
+  logs=$PWD/gpu-check-logs
+  while (($#)); do
+    case $1 in
+      --quick) quick=true && models=(mamba2-130m) ;;
+      --out) logs=$2 && shift ;;
+      *) printf 'gpu-check.sh: unknown option %s (only --pack FILE, --quick, --out FOLDER)\n' "$1" >&2 && exit 2 ;;
+    esac
+    shift
+  done
+  if [[ ! -x $here/bin/mamba4j_cuda_test ]]; then
+    printf 'gpu-check.sh: %s/bin holds no programs; unpack what --pack made and run it there\n' "$here" >&2
+    exit 2
+  fi
+  if ! nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader; then
+    printf 'gpu-check.sh: no NVIDIA GPU here (nvidia-smi failed)\n' >&2
+    exit 2
+  fi
+  mkdir -p "$logs"
+  logs=$(cd "$logs" && pwd)
+  # cuBLASLt also comes with Python packages, outside the loader's path.
+  if ! ldconfig -p | grep -q libcublasLt; then
+    local found
+    found=$(find / -name 'libcublasLt.so.1?' -not -path '/proc/*' -print -quit 2>/dev/null || true)
+    [[ -z $found ]] || export LD_LIBRARY_PATH=${found%/*}${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+  fi
+
+  check native-tests native_cases
+  check java-tests java_tests
+  if ! $quick && command -v compute-sanitizer >/dev/null; then
+    check memcheck sanitizer memcheck
+    check racecheck sanitizer racecheck
+  fi
+  check bench-scan "$here/bin/m4j-gpu-bench-scan"
+  check bench-ssd "$here/bin/m4j-gpu-bench-ssd"
+  check bench-models "$here/bin/m4j-gpu-bench-models" "${models[@]}"
+
+  printf '\n'
+  cat "$logs"/bench-*.log
+  printf '\n'
+  printf '%s\n' "${rows[@]}"
+  ((failures == 0)) || exit 1
+}
+
+case ${1:-} in
+  --pack)
+    [[ $# == 2 ]] || { printf 'gpu-check.sh: --pack needs a file\n' >&2 && exit 2; }
+    pack "$(realpath -m "$2")"
+    ;;
+  -h | --help) sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" ;;
+  *) run "$@" ;;
+esac
