@@ -45,6 +45,7 @@ final class InspectCommand extends CliCommand {
       facts.put("weight_dtype", dtypes(loaded, model.weights));
       facts.put("state_bytes", loaded.stateBytes());
       facts.put("device", engine.device().toString());
+      facts.put("device_name", engine.deviceName());
       facts.put("simd_target", engine.simdTarget());
       facts.put("threads", engine.threads());
     }
