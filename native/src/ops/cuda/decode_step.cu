@@ -88,7 +88,7 @@ __host__ __device__ int swizzled_size(int n) { return (n + 255) & ~255; }
 __device__ int share_begin(int n) { return static_cast<int>(static_cast<int64_t>(n) * blockIdx.x / gridDim.x); }
 __device__ int share_end(int n) { return static_cast<int>(static_cast<int64_t>(n) * (blockIdx.x + 1) / gridDim.x); }
 
-__device__ uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+[[maybe_unused]] __device__ uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
 // Asks for memory that will be read soon; address and size are multiples of 16.
 __device__ void prefetch(const void* p, int64_t bytes) {
