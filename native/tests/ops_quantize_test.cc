@@ -142,39 +142,183 @@ TEST(Quantize, RefusesWhatIsNoNumberOrTooLarge) {
 
 M4J_OP_TEST_SUITE(QuantisedWeights);
 
-// Quantised weights give the bits of the same weights in float32, wherever they lie.
-TEST_P(QuantisedWeights, LinearAndEmbeddingEqualWidenedWeights) {
-  constexpr int64_t kIn = 96, kOut = 37;
+struct Product {
+  int64_t in, out_dim;
+  DType dtype;
+  Bytes weight;             // [out, in]
+  std::vector<float> bias;  // [out]
+
+  static Product random(Random& random, int64_t in, int64_t out_dim, DType dtype, float size = 1) {
+    return {in, out_dim, dtype, quantised(random.normal(out_dim * in, size), dtype), random.normal(out_dim)};
+  }
+
+  std::vector<float> run(const Runner& r, const std::vector<float>& x, const void* weights, DType type) const {
+    const int64_t tokens = static_cast<int64_t>(x.size()) / in;
+    const auto x_memory = r.in(x, in), bias_memory = r.flat_in(bias);
+    const auto out = r.out(tokens, out_dim);
+    r.execute(r.ops.linear,
+              {x_memory.data(), x_memory.ld(), weights, type, in, bias_memory.data(), tokens, in, out_dim, out.data(),
+               out.ld()},
+              r.ops.linear_scratch(in, type));
+    return out.values();
+  }
+  std::vector<float> run(const Runner& r, const std::vector<float>& x) const {
+    const Layout dense{r.layout.placement, 0};  // kMisaligned: at an odd address
+    const auto memory = Guarded<uint8_t>::input(weight, static_cast<int64_t>(weight.size()), dense);
+    return run(r, x, memory.data(), dtype);
+  }
+
+  Expected exact(const std::vector<float>& x) const {
+    const std::vector<float> w = widened(weight, dtype);
+    Expected out;
+    for (auto row = x.begin(); row != x.end(); row += in) {
+      for (int64_t o = 0; o < out_dim; ++o) {
+        double sum = bias[static_cast<size_t>(o)], squares = sum * sum;
+        for (int64_t i = 0; i < in; ++i) {
+          const double term = static_cast<double>(row[i]) * w[static_cast<size_t>(o * in + i)];
+          sum += term;
+          squares += term * term;
+        }
+        out.add(sum, std::sqrt(squares));
+      }
+    }
+    return out;
+  }
+};
+
+// Quantised weights give the bits of the same weights in float32, wherever they lie; but int8 on matrix units, which
+// adds a block in integers, only their numbers.
+TEST_P(QuantisedWeights, LinearEqualsWidenedWeights) {
   for (const DType t : {DType::kQ8_0, DType::kQ4_0}) {
+    const bool same_bits = t != DType::kQ8_0 || std::string(ops().name) != "amx";
     for (const float size : {1.0f, 1e-3f, 1e-6f}) {  // the scales of the smaller ones are subnormal
-      const Bytes bytes = quantised(random.normal(kOut * kIn, size), t);
-      const std::vector<float> wide = widened(bytes, t);
-      const std::vector<float> bias = random.normal(kOut);
+      const Product product = Product::random(random, 96, 37, t, size);
+      const std::vector<float> wide = widened(product.weight, t);
       for (int64_t tokens = 1; tokens <= 20; ++tokens) {
         SCOPED_TRACE(name_of(t) + " size " + std::to_string(size) + " tokens " + std::to_string(tokens));
-        const std::vector<float> x = random.normal(tokens * kIn);
-        const std::vector<int32_t> ids = random.ids(tokens, kOut);
-        const auto run = [&](const Runner& r, const void* weight, DType dtype) {
-          const auto x_memory = r.in(x, kIn), bias_memory = r.flat_in(bias);
-          const auto out = r.out(tokens, kOut), rows = r.out(tokens, kIn);
-          r.execute(r.ops.linear,
-                    {x_memory.data(), x_memory.ld(), weight, dtype, kIn, bias_memory.data(), tokens, kIn, kOut,
-                     out.data(), out.ld()},
-                    r.ops.linear_scratch(kIn, dtype));
-          r.execute(r.ops.embedding, {weight, dtype, ids.data(), tokens, kIn, kIn, rows.data(), rows.ld()});
-          Outputs outputs{out.values(), rows.values()};
-          for (float& v : outputs.state) v += 0.0f;  // the sign of a zero is free
-          return outputs;
-        };
-        const Outputs expected = run(plain_runner(), wide.data(), DType::kF32);
-        const Outputs found = run_everywhere([&](const Runner& r) {
-          const Layout dense{r.layout.placement, 0};  // kMisaligned: at an odd address
-          const auto memory = Guarded<uint8_t>::input(bytes, static_cast<int64_t>(bytes.size()), dense);
-          return run(r, memory.data(), t);
-        });
-        expect_same_bits(found, expected);
+        const std::vector<float> x = random.normal(tokens * product.in);
+        const std::vector<float> expected = product.run(plain_runner(), x, wide.data(), DType::kF32);
+        const Outputs found = run_everywhere([&](const Runner& r) { return Outputs{product.run(r, x), {}}; });
+        same_bits ? expect_same_bits(found.out, expected) : expect_close(found.out, expected, 1e-6);
         if (HasFailure()) return;
       }
+    }
+  }
+}
+
+TEST_P(QuantisedWeights, EmbeddingEqualsWidenedWeights) {
+  constexpr int64_t kIn = 96, kOut = 37, kTokens = 20;
+  for (const DType t : {DType::kQ8_0, DType::kQ4_0}) {
+    SCOPED_TRACE(name_of(t));
+    const Bytes bytes = quantised(random.normal(kOut * kIn), t);
+    const std::vector<float> wide = widened(bytes, t);
+    const std::vector<int32_t> ids = random.ids(kTokens, kOut);
+    const auto run = [&](const Runner& r, const void* weight, DType dtype) {
+      const auto rows = r.out(kTokens, kIn);
+      r.execute(r.ops.embedding, {weight, dtype, ids.data(), kTokens, kIn, kIn, rows.data(), rows.ld()});
+      std::vector<float> values = rows.values();
+      for (float& v : values) v += 0.0f;  // the sign of a zero is free
+      return Outputs{values, {}};
+    };
+    const Outputs found = run_everywhere([&](const Runner& r) {
+      const auto memory = Guarded<uint8_t>::input(bytes, static_cast<int64_t>(bytes.size()), {r.layout.placement, 0});
+      return run(r, memory.data(), t);
+    });
+    expect_same_bits(found, run(plain_runner(), wide.data(), DType::kF32));
+  }
+}
+
+// A token gets the same bits alone, in any batch and from any team.
+TEST_P(QuantisedWeights, RowsAreIndependent) {
+  constexpr int64_t kTokens = 70;
+  for (const DType t : {DType::kQ8_0, DType::kQ4_0}) {
+    for (const int64_t in : {32, 224, 1056}) {
+      const Product product = Product::random(random, in, 53, t);
+      const std::vector<float> x = random.normal(kTokens * in);
+      const std::vector<float> whole =
+          run_everywhere([&](const Runner& r) { return Outputs{product.run(r, x), {}}; }).out;
+      expect_close(whole, product.exact(x), tolerance(in));
+      std::vector<float> alone;
+      for (int64_t n = 1; n <= kTokens; ++n) {
+        SCOPED_TRACE(name_of(t) + " in " + std::to_string(in) + " tokens " + std::to_string(n));
+        append(alone, product.run(plain_runner(), slice_rows(x, in, n - 1, n)));
+        expect_same_bits(product.run(plain_runner(), slice_rows(x, in, 0, n)),
+                         slice_rows(whole, product.out_dim, 0, n));
+      }
+      expect_same_bits(alone, whole);
+    }
+  }
+}
+
+// More split tokens than a cache holds, and a last strip of few outputs.
+TEST_P(QuantisedWeights, LargeMatrices) {
+  for (const DType t : {DType::kQ8_0, DType::kQ4_0}) {
+    SCOPED_TRACE(name_of(t));
+    const Product product = Product::random(random, 8224, 35, t);
+    const std::vector<float> x = random.normal(83 * product.in);
+    const std::vector<float> whole = product.run(plain_runner(), x);
+    expect_close(whole, product.exact(x), tolerance(product.in));
+    expect_same_bits(product.run(plain_runner(), slice_rows(x, product.in, 82, 83)),
+                     slice_rows(whole, product.out_dim, 82, 83));
+  }
+}
+
+// Blocks of zeros, of numbers that differ much, and of the largest and smallest ones.
+TEST_P(QuantisedWeights, ExtremeTokens) {
+  constexpr int64_t kIn = 96, kTokens = 18;
+  for (const DType t : {DType::kQ8_0, DType::kQ4_0}) {
+    const auto judge = [&](const char* what, float weight_size, const std::vector<float>& block) {
+      SCOPED_TRACE(name_of(t) + " " + what);
+      const Product product = Product::random(random, kIn, 21, t, weight_size);
+      std::vector<float> x = random.normal(kTokens * kIn);
+      for (int64_t token = 0; token < kTokens; ++token)
+        std::copy(block.begin(), block.end(), x.begin() + token * kIn + token % 3 * 32);
+      const std::vector<float> out = product.run(plain_runner(), x);
+      expect_close(out, product.exact(x), tolerance(kIn));
+      std::vector<float> alone;
+      for (int64_t token = 0; token < kTokens; ++token)
+        append(alone, product.run(plain_runner(), slice_rows(x, kIn, token, token + 1)));
+      expect_same_bits(alone, out);
+    };
+    judge("zeros", 1, std::vector<float>(32));
+    std::vector<float> uneven = random.normal(32, 1e-6f);
+    uneven[19] = 12345.678f;
+    judge("uneven", 1, uneven);
+    judge("subnormal", 1, random.uniform(32, -1e-39f, 1e-39f));
+    judge("largest", 1e-6f, std::vector<float>(32, 3.4e38f));
+    for (const float edge : {1.984375f, 1.9921875f, 0x1.fffffep0f, -0x1.fffffep0f, 0x1.fdfdfep0f, 0x1.fdfe00p0f})
+      judge("at the carry", 1, std::vector<float>(32, edge));
+  }
+}
+
+// Small numbers alone keep their precision.
+TEST_P(QuantisedWeights, SmallTokens) {
+  for (const DType t : {DType::kQ8_0, DType::kQ4_0}) {
+    SCOPED_TRACE(name_of(t));
+    Product product = Product::random(random, 96, 21, t);
+    product.bias.assign(product.bias.size(), 0.0f);
+    const std::vector<float> x = random.normal(18 * product.in, 1e-30f);
+    expect_close(product.run(plain_runner(), x), product.exact(x), tolerance(product.in));
+  }
+}
+
+TEST_P(QuantisedWeights, WhatIsNoNumberStaysSoForItsTokenOnly) {
+  constexpr int64_t kIn = 96, kTokens = 18, kBad = 7;
+  for (const DType t : {DType::kQ8_0, DType::kQ4_0}) {
+    const Product product = Product::random(random, kIn, 21, t);
+    const std::vector<float> x = random.normal(kTokens * kIn);
+    const std::vector<float> clean = product.run(plain_runner(), x);
+    for (const float bad : {NAN, -NAN, INFINITY, -INFINITY}) {
+      SCOPED_TRACE(name_of(t) + " " + std::to_string(bad));
+      std::vector<float> spoilt = x;
+      spoilt[kBad * kIn + 40] = bad;
+      const std::vector<float> out = product.run(plain_runner(), spoilt);
+      expect_same_bits(slice_rows(out, product.out_dim, 0, kBad), slice_rows(clean, product.out_dim, 0, kBad));
+      expect_same_bits(slice_rows(out, product.out_dim, kBad + 1, kTokens),
+                       slice_rows(clean, product.out_dim, kBad + 1, kTokens));
+      for (const float v : slice_rows(out, product.out_dim, kBad, kBad + 1)) EXPECT_FALSE(std::isfinite(v));
+      for (const float v : product.run(plain_runner(), slice_rows(spoilt, kIn, kBad, kBad + 1)))
+        EXPECT_FALSE(std::isfinite(v));
     }
   }
 }

@@ -74,13 +74,14 @@ namespace m4j {
 #if M4J_AMX
 namespace {
 
-// The processor has tiles of bfloat16, and the system lets this process use them: their 8 KB of registers are saved
+// The processor has tiles of bfloat16 and int8 and dot products of bytes, and the system lets this process use them: their 8 KB of registers are saved
 // only for processes that asked.
 bool have_amx() {
-  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;  // CPUID, leaf 7, EDX
+  constexpr unsigned kAmx = 1u << 22 | 1u << 24 | 1u << 25;     // CPUID, leaf 7, EDX: bfloat16, tiles, int8
+  constexpr unsigned kVnni = 1u << 11;                          // ECX
   constexpr long kRequestPermission = 0x1023, kTileData = 18;   // arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
   unsigned a, b, c, d;
-  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kAmxBf16) != 0 && (d & kAmxTile) != 0 &&
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kAmx) == kAmx && (c & kVnni) != 0 &&
          syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 

@@ -1,5 +1,6 @@
-// Linear on the matrix units of x86-64 processors (AMX), for bfloat16 weights: these go into tiles as they lie in memory.
-// Others would have to be widened for each use, which costs a single token more than the tiles gain.
+// Linear on the matrix units of x86-64 processors (AMX), for weights that go into tiles as they lie in memory: here
+// bfloat16, int8 in linear_amx_q8.cc. Others would have to be widened for each use, which costs a single token more
+// than the tiles gain.
 //
 // A float32 activation is the exact sum of three bfloat16 numbers, as 24 bits of significand are three times 8. So
 // nothing is lost: products are exact and are added in float32, as anywhere else.
@@ -26,11 +27,84 @@ namespace HWY_NAMESPACE {
 
 void Linear(const LinearArgs&, const Share&);
 int64_t LinearScratch(int64_t in, DType weight_dtype);
+void LinearAmxQ8(const LinearArgs&, const Share&);
+int64_t LinearAmxQ8Scratch(int64_t in);
 
 namespace {
 
+constexpr int64_t kParts = 3;  // of an activation
+
 constexpr int64_t kPanelBytes = 1024 * 1024;  // of packed weights: half of the second-level cache
 constexpr int64_t kBlockSteps = 4;  // 24 KB of activations of 32 tokens: half of the first-level cache
+
+// v to the nearest bfloat16; v keeps what is left, exactly.
+HWY_INLINE __m512 take_part(__m512& v) {
+  const __m512i rounded = _mm512_add_epi32(bits(v), _mm512_set1_epi32(0x8000));
+  const __m512 part = _mm512_castsi512_ps(_mm512_and_si512(rounded, _mm512_set1_epi32(-0x10000)));
+  v = _mm512_sub_ps(v, part);
+  return part;
+}
+
+// The three parts of a and b in pairs: part i of a in the lower, of b in the upper half of each element. What two parts
+// leave has at most 8 bits.
+HWY_INLINE void split(__m512 a, __m512 b, __m512i (&parts)[kParts]) {
+#pragma GCC unroll 3
+  for (int i = 0; i < kParts; ++i) {
+    const __m512 pa = i + 1 < kParts ? take_part(a) : a, pb = i + 1 < kParts ? take_part(b) : b;
+    parts[i] = _mm512_or_si512(_mm512_srli_epi32(bits(pa), 16), bits(pb));
+  }
+}
+
+HWY_INLINE __m512 load_upto16(const float* p, int64_t n) {
+  return n > 0 ? _mm512_maskz_loadu_ps(first_lanes(n), p) : _mm512_setzero_ps();
+}
+
+// x of one token to steps of [16 pairs, kParts]: the parts lie beside each other, like tokens.
+void split_token(const float* x, int64_t in, uint8_t* out) {
+  const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+  const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+  for (int64_t left = in; left > 0; left -= kDepth, x += kDepth) {
+    const __m512 a = load_upto16(x, left), b = load_upto16(x + 16, left - 16);
+    __m512i parts[kParts];
+    split(_mm512_permutex2var_ps(a, even, b), _mm512_permutex2var_ps(a, odd, b), parts);
+    alignas(64) uint32_t lanes[kParts][16];
+    for (int i = 0; i < kParts; ++i) _mm512_store_si512(lanes[i], parts[i]);
+    for (int l = 0; l < 16; ++l)
+      for (int i = 0; i < kParts; ++i, out += 4) std::memcpy(out, &lanes[i][l], 4);
+  }
+}
+
+// x of at most 16 tokens to steps of [kParts, 16 pairs, 16 tokens]; the last token fills the rest.
+void split_tokens(const float* x, int64_t ld, int64_t tokens, int64_t in, uint8_t* out) {
+  for (int64_t left = in; left > 0; left -= kDepth, x += kDepth, out += kParts * kTileBytes) {
+    for (int64_t half = 0; half < 2; ++half) {
+      __m512 v[16];
+#pragma GCC unroll 16
+      for (int64_t t = 0; t < 16; ++t)
+        v[t] = load_upto16(x + std::min(t, tokens - 1) * ld + 16 * half, left - 16 * half);
+      transpose(v);
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < 8; ++i) {
+        __m512i parts[kParts];
+        split(v[2 * i], v[2 * i + 1], parts);
+        for (int j = 0; j < kParts; ++j)
+          _mm512_store_si512(out + j * kTileBytes + (8 * half + i) * kLineBytes, parts[j]);
+      }
+    }
+  }
+}
+
+// The bfloat16 weights of 16 outputs to one tile a step; if there are fewer rows, the last one fills the rest.
+void pack_strip(const uint8_t* w, int64_t row_bytes, int64_t rows, int64_t in, uint8_t* out) {
+  for (int64_t r = 0; r < kRows; ++r) {
+    const uint8_t* p = w + std::min(r, rows - 1) * row_bytes;
+    uint8_t* to = out + r * kLineBytes;
+    for (int64_t left = in; left > 0; left -= kDepth, p += kLineBytes, to += kTileBytes) {
+      const __mmask32 mask = left >= kDepth ? ~__mmask32{0} : (__mmask32{1} << left) - 1;
+      _mm512_store_si512(to, _mm512_maskz_loadu_epi16(mask, p));
+    }
+  }
+}
 
 // Weights of a strip, 16 outputs, as a tile load finds them: packed, or where the rows lie in memory.
 struct Weights {
@@ -109,23 +183,6 @@ void multiply_few(const Weights& w, const uint8_t* x, int64_t steps, bool first,
   }
 }
 
-// c to the outputs [n, n + rows) of `tokens` tokens.
-template <int kTokens>
-void finish(const LinearArgs& a, const float* c, int64_t token, int64_t tokens, int64_t n, int64_t rows) {
-  const __mmask16 mask = first_lanes(rows);
-  const __m512 bias = a.bias == nullptr ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(mask, a.bias + n);
-  float* out = a.out + token * a.ld_out + n;
-  if constexpr (kTokens == 1) {
-    _mm512_mask_storeu_ps(out, mask, _mm512_add_ps(_mm512_load_ps(c), bias));
-  } else {
-    __m512 v[16];
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) v[i] = _mm512_load_ps(c + 16 * i);
-    transpose(v);
-    for (int64_t t = 0; t < tokens; ++t, out += a.ld_out) _mm512_mask_storeu_ps(out, mask, _mm512_add_ps(v[t], bias));
-  }
-}
-
 int64_t steps_of(int64_t in) { return (in + kDepth - 1) / kDepth; }
 
 int64_t panel_strips(int64_t in) {
@@ -150,7 +207,7 @@ void few_tokens(const LinearArgs& a, const Share& share) {
   uint8_t* packed = x + steps_of(a.in) * kStepBytes;
   kTokens == 1 ? split_token(a.x, a.in, x) : split_tokens(a.x, a.ld_x, a.tokens, a.in, x);
   alignas(64) float c[kRows * kTokens];
-  const Tiles tiles(kTokens);
+  const Tiles tiles(kTokens, kLineBytes);
   for (int64_t n = begin; n < end; n += kRows) {
     const int64_t rows = std::min(kRows, end - n);
     // Whole tiles where they lie; the last step of a row and the last rows would reach beyond the weights.
@@ -161,7 +218,7 @@ void few_tokens(const LinearArgs& a, const Share& share) {
       multiply_few<kTokens, false>({packed, kLineBytes, kTileBytes}, x + in_place * kStepBytes,
                                    steps_of(a.in) - in_place, false, c);
     }
-    finish<kTokens>(a, c, 0, a.tokens, n, rows);
+    store_outputs<kTokens>(a, c, 0, a.tokens, n, rows);
   }
 }
 
@@ -182,21 +239,23 @@ void sweep(const uint8_t* panel, int64_t strips, const uint8_t* x, int64_t in, f
   }
 }
 
-// The outputs [begin, end) of the tokens [first, last): panels of weights stay in the second-level cache while all
-// tokens pass, 32 at a time. Splitting these again for each panel is cheaper than reading their parts from further away.
-void many_tokens(const LinearArgs& a, float* scratch, int64_t first, int64_t last, int64_t begin, int64_t end) {
+// More tokens: panels of weights stay in the second-level cache while all tokens pass, 32 at a time. Splitting these
+// again for each panel is cheaper than reading their parts from further away.
+void many_tokens(const LinearArgs& a, const Share& share) {
+  const Part part(a, share);
+  if (part.empty()) return;
   const int64_t steps = steps_of(a.in), strips = panel_strips(a.in);
   const int64_t strip_bytes = steps * kTileBytes, x_bytes = steps * kParts * kTileBytes;
-  float* c = scratch;  // [strips, 2, 16, 16]
+  float* c = share.scratch;  // [strips, 2, 16, 16]
   uint8_t* panel = reinterpret_cast<uint8_t*>(c + strips * 2 * kRows * kRows);
   uint8_t* x = panel + strips * strip_bytes;
-  const Tiles tiles(kRows);
-  for (int64_t n = begin; n < end; n += strips * kRows) {
-    const int64_t outputs = std::min(strips * kRows, end - n), used = (outputs + kRows - 1) / kRows;
+  const Tiles tiles(kRows, kLineBytes);
+  for (int64_t n = part.begin; n < part.end; n += strips * kRows) {
+    const int64_t outputs = std::min(strips * kRows, part.end - n), used = (outputs + kRows - 1) / kRows;
     for (int64_t i = 0; i < used; ++i)
       pack_strip(row_of(a, n + i * kRows), row_bytes_of(a), outputs - i * kRows, a.in, panel + i * strip_bytes);
-    for (int64_t t = first; t < last; t += 2 * kRows) {
-      const int64_t tokens = std::min(2 * kRows, last - t);
+    for (int64_t t = part.first; t < part.last; t += 2 * kRows) {
+      const int64_t tokens = std::min(2 * kRows, part.last - t);
       split_tokens(a.x + t * a.ld_x, a.ld_x, std::min(kRows, tokens), a.in, x);
       if (tokens > kRows) {
         split_tokens(a.x + (t + kRows) * a.ld_x, a.ld_x, tokens - kRows, a.in, x + x_bytes);
@@ -206,41 +265,25 @@ void many_tokens(const LinearArgs& a, float* scratch, int64_t first, int64_t las
       }
       for (int64_t h = 0; h < tokens; h += kRows) {
         for (int64_t i = 0; i < used; ++i)
-          finish<kRows>(a, c + (i * 2 + h / kRows) * kRows * kRows, t + h, std::min(kRows, tokens - h), n + i * kRows,
-                        std::min(kRows, outputs - i * kRows));
+          store_outputs<kRows>(a, c + (i * 2 + h / kRows) * kRows * kRows, t + h, std::min(kRows, tokens - h),
+                               n + i * kRows, std::min(kRows, outputs - i * kRows));
       }
     }
   }
 }
 
-// A team as a grid of tokens x outputs. Cycles of a member for a step: a pair of tiles takes 48, 16 split tokens 210,
-// 16 packed outputs 150.
-int token_parts(int64_t tokens, int64_t outputs, int count) {
-  int best = 1;
-  int64_t least = INT64_MAX;
-  for (int parts = 1; parts <= count; ++parts) {
-    if (count % parts != 0) continue;
-    const auto tiles = [](int64_t n, int64_t p) { return ((n + kRows - 1) / kRows + p - 1) / p; };
-    const int64_t x = tiles(tokens, parts), w = tiles(outputs, count / parts), cost = 48 * x * w + 210 * x + 150 * w;
-    if (cost < least) least = cost, best = parts;
-  }
-  return best;
-}
-
 }  // namespace
 
 void LinearAmx(const LinearArgs& a, const Share& share) {
+  if (a.weight_dtype == DType::kQ8_0) return LinearAmxQ8(a, share);
   if (a.weight_dtype != DType::kBF16) return Linear(a, share);
   if (a.tokens == 1) return few_tokens<1>(a, share);
   if (a.tokens <= kRows) return few_tokens<kRows>(a, share);
-  const int parts = token_parts(a.tokens, a.out_dim, share.count), columns = share.count / parts;
-  int64_t first, last, begin, end;
-  Share{share.index / columns, parts, nullptr, 0}.range(a.tokens, kRows, &first, &last);
-  Share{share.index % columns, columns, nullptr, 0}.range(a.out_dim, kRows, &begin, &end);
-  if (first < last && begin < end) many_tokens(a, share.scratch, first, last, begin, end);
+  many_tokens(a, share);
 }
 
 int64_t LinearAmxScratch(int64_t in, DType dtype) {
+  if (dtype == DType::kQ8_0) return LinearAmxQ8Scratch(in);
   if (dtype != DType::kBF16) return LinearScratch(in, dtype);
   const int64_t steps = steps_of(in);
   return (panel_strips(in) * (steps + 2) + 2 * steps * kParts) * kTileBytes / static_cast<int64_t>(sizeof(float));

@@ -1,5 +1,5 @@
-// Tiles of the AMX units: the instructions, and both operands of a product prepared for them. A step is 32 of `in`, the
-// depth of a product.
+// Tiles of the AMX units: the instructions, what becomes of a tile of sums, and a team's shares of tokens x outputs. A
+// step is 32 of `in`, the depth of a product.
 #include "ops/cpu/cpu_ops.h"
 
 #if M4J_AMX
@@ -24,7 +24,6 @@ namespace m4j {
 namespace HWY_NAMESPACE {
 
 constexpr int64_t kRows = 16, kDepth = 32, kLineBytes = 64, kTileBytes = kRows * kLineBytes;
-constexpr int64_t kParts = 3;  // of an activation
 
 template <int kTile>
 HWY_INLINE void tile_zero() {
@@ -43,20 +42,26 @@ template <int kSum, int kA, int kB>
 HWY_INLINE void tile_dot() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSum), "i"(kA), "i"(kB));
 }
+// The same of signed bytes, four by four, in integers.
+template <int kSum, int kA, int kB>
+HWY_INLINE void tile_dot_bytes() {
+  asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSum), "i"(kA), "i"(kB));
+}
 
-// The tile registers while it lives: 0-3 for sums and 6 and 7 for activations, of so many tokens, 4 and 5 for weights.
-// They are released at once, since a thread that uses them is dearer to switch.
+// The tile registers while it lives: 0-3 for sums and 6 and 7 for activations, of so many tokens, 4 and 5 for weights,
+// of which an output has so many bytes in a step. They are released at once, since a thread that uses them is dearer to
+// switch.
 class Tiles {
  public:
-  explicit Tiles(int64_t tokens) {
+  Tiles(int64_t tokens, int64_t weight_bytes) {
     struct alignas(64) {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
       uint16_t row_bytes[16] = {};
       uint8_t rows[16] = {};
     } config;
     for (int i = 0; i < 8; ++i) {
-      config.row_bytes[i] = static_cast<uint16_t>(i == 4 || i == 5 ? kLineBytes : 4 * tokens);
-      config.rows[i] = kRows;
+      config.row_bytes[i] = static_cast<uint16_t>(i == 4 || i == 5 ? weight_bytes : 4 * tokens);
+      config.rows[i] = static_cast<uint8_t>(i < 6 ? kRows : weight_bytes / 4);
     }
     asm volatile("ldtilecfg %0" ::"m"(config));
   }
@@ -68,24 +73,6 @@ class Tiles {
 HWY_INLINE __mmask16 first_lanes(int64_t n) { return static_cast<__mmask16>(n >= 16 ? 0xFFFF : (1 << n) - 1); }
 
 HWY_INLINE __m512i bits(__m512 v) { return _mm512_castps_si512(v); }
-
-// v to the nearest bfloat16; v keeps what is left, exactly.
-HWY_INLINE __m512 take_part(__m512& v) {
-  const __m512i rounded = _mm512_add_epi32(bits(v), _mm512_set1_epi32(0x8000));
-  const __m512 part = _mm512_castsi512_ps(_mm512_and_si512(rounded, _mm512_set1_epi32(-0x10000)));
-  v = _mm512_sub_ps(v, part);
-  return part;
-}
-
-// The three parts of a and b in pairs: part i of a in the lower, of b in the upper half of each element. What two parts
-// leave has at most 8 bits.
-HWY_INLINE void split(__m512 a, __m512 b, __m512i (&parts)[kParts]) {
-#pragma GCC unroll 3
-  for (int i = 0; i < kParts; ++i) {
-    const __m512 pa = i + 1 < kParts ? take_part(a) : a, pb = i + 1 < kParts ? take_part(b) : b;
-    parts[i] = _mm512_or_si512(_mm512_srli_epi32(bits(pa), 16), bits(pb));
-  }
-}
 
 // 16 x 16.
 HWY_INLINE void transpose(__m512 (&v)[16]) {
@@ -115,56 +102,45 @@ HWY_INLINE void transpose(__m512 (&v)[16]) {
   for (int i = 0; i < 16; ++i) v[i] = u[i];
 }
 
-HWY_INLINE __m512 load_upto16(const float* p, int64_t n) {
-  return n > 0 ? _mm512_maskz_loadu_ps(first_lanes(n), p) : _mm512_setzero_ps();
-}
-
-// x of one token to steps of [16 pairs, kParts]: the parts lie beside each other, like tokens.
-inline void split_token(const float* x, int64_t in, uint8_t* out) {
-  const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
-  const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-  for (int64_t left = in; left > 0; left -= kDepth, x += kDepth) {
-    const __m512 a = load_upto16(x, left), b = load_upto16(x + 16, left - 16);
-    __m512i parts[kParts];
-    split(_mm512_permutex2var_ps(a, even, b), _mm512_permutex2var_ps(a, odd, b), parts);
-    alignas(64) uint32_t lanes[kParts][16];
-    for (int i = 0; i < kParts; ++i) _mm512_store_si512(lanes[i], parts[i]);
-    for (int l = 0; l < 16; ++l)
-      for (int i = 0; i < kParts; ++i, out += 4) std::memcpy(out, &lanes[i][l], 4);
-  }
-}
-
-// x of at most 16 tokens to steps of [kParts, 16 pairs, 16 tokens]; the last token fills the rest.
-inline void split_tokens(const float* x, int64_t ld, int64_t tokens, int64_t in, uint8_t* out) {
-  for (int64_t left = in; left > 0; left -= kDepth, x += kDepth, out += kParts * kTileBytes) {
-    for (int64_t half = 0; half < 2; ++half) {
-      __m512 v[16];
+// c to the outputs [n, n + rows) of `tokens` tokens.
+template <int kTokens>
+void store_outputs(const LinearArgs& a, const float* c, int64_t token, int64_t tokens, int64_t n, int64_t rows) {
+  const __mmask16 mask = first_lanes(rows);
+  const __m512 bias = a.bias == nullptr ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(mask, a.bias + n);
+  float* out = a.out + token * a.ld_out + n;
+  if constexpr (kTokens == 1) {
+    _mm512_mask_storeu_ps(out, mask, _mm512_add_ps(_mm512_load_ps(c), bias));
+  } else {
+    __m512 v[16];
 #pragma GCC unroll 16
-      for (int64_t t = 0; t < 16; ++t)
-        v[t] = load_upto16(x + std::min(t, tokens - 1) * ld + 16 * half, left - 16 * half);
-      transpose(v);
-#pragma GCC unroll 8
-      for (int64_t i = 0; i < 8; ++i) {
-        __m512i parts[kParts];
-        split(v[2 * i], v[2 * i + 1], parts);
-        for (int j = 0; j < kParts; ++j)
-          _mm512_store_si512(out + j * kTileBytes + (8 * half + i) * kLineBytes, parts[j]);
-      }
-    }
+    for (int i = 0; i < 16; ++i) v[i] = _mm512_load_ps(c + 16 * i);
+    transpose(v);
+    for (int64_t t = 0; t < tokens; ++t, out += a.ld_out) _mm512_mask_storeu_ps(out, mask, _mm512_add_ps(v[t], bias));
   }
 }
 
-// The bfloat16 weights of 16 outputs to one tile a step; if there are fewer rows, the last one fills the rest.
-inline void pack_strip(const uint8_t* w, int64_t row_bytes, int64_t rows, int64_t in, uint8_t* out) {
-  for (int64_t r = 0; r < kRows; ++r) {
-    const uint8_t* p = w + std::min(r, rows - 1) * row_bytes;
-    uint8_t* to = out + r * kLineBytes;
-    for (int64_t left = in; left > 0; left -= kDepth, p += kLineBytes, to += kTileBytes) {
-      const __mmask32 mask = left >= kDepth ? ~__mmask32{0} : (__mmask32{1} << left) - 1;
-      _mm512_store_si512(to, _mm512_maskz_loadu_epi16(mask, p));
+// The tokens [first, last) and outputs [begin, end) of a member: the team is a grid of both. Cycles of a member for a
+// step of bfloat16: a pair of tiles takes 48, 16 split tokens 210, 16 packed outputs 150.
+struct Part {
+  int64_t first, last, begin, end;
+
+  Part(const LinearArgs& a, const Share& share) {
+    const auto tiles = [](int64_t n, int64_t parts) { return ((n + kRows - 1) / kRows + parts - 1) / parts; };
+    int rows = 1;
+    int64_t least = INT64_MAX;
+    for (int parts = 1; parts <= share.count; ++parts) {
+      if (share.count % parts != 0) continue;
+      const int64_t x = tiles(a.tokens, parts), w = tiles(a.out_dim, share.count / parts);
+      const int64_t cost = 48 * x * w + 210 * x + 150 * w;
+      if (cost < least) least = cost, rows = parts;
     }
+    const int columns = share.count / rows;
+    Share{share.index / columns, rows, nullptr, 0}.range(a.tokens, kRows, &first, &last);
+    Share{share.index % columns, columns, nullptr, 0}.range(a.out_dim, kRows, &begin, &end);
   }
-}
+
+  bool empty() const { return first == last || begin == end; }
+};
 
 }  // namespace HWY_NAMESPACE
 }  // namespace m4j
