@@ -29,7 +29,7 @@ case $preset in
 esac
 # is NAME VALUE: the cache of the last configuration says so.
 is() { grep -q "^$1:[A-Z]*=$2\$" "$dir/CMakeCache.txt"; }
-if [ ! -f "$dir/build.ninja" ] || { [ $tests = ON ] && ! is M4J_BUILD_TESTS ON; } ||
+if [ ! -f "$dir/build.ninja" ] || is M4J_CUDA AUTO || { [ $tests = ON ] && ! is M4J_BUILD_TESTS ON; } ||
   { [ $cuda = ON ] && { ! is M4J_CUDA ON ||
     { [ -n "${MAMBA4J_CUDA_ARCHITECTURES:-}" ] && ! is M4J_CUDA_ARCHITECTURES "$MAMBA4J_CUDA_ARCHITECTURES"; }; }; }; then
   cmake --preset "$preset" -DM4J_BUILD_TESTS=$tests -DM4J_CUDA=$cuda \
