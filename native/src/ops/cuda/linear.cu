@@ -6,7 +6,6 @@
 namespace m4j::cuda {
 namespace {
 
-constexpr int kWarp = 32;
 constexpr int kWarps = 8;     // of a block
 constexpr int kRows = 2;      // outputs of a warp
 constexpr int kMaxTokens = 4;  // beyond, the tensor cores of cuBLASLt win
@@ -42,12 +41,6 @@ __device__ float widen(float v, float) { return v; }
 __device__ float widen(__half v, float) { return to_float(v); }
 __device__ float widen(__nv_bfloat16 v, float) { return to_float(v); }
 __device__ float widen(int8_t v, float scale) { return static_cast<float>(v) * scale; }
-
-__device__ float warp_sum(float v) {
-#pragma unroll
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(~0u, v, offset);
-  return v;
-}
 
 struct MatVec {
   const void* x;

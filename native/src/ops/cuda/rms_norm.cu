@@ -12,12 +12,6 @@ namespace {
 
 constexpr int kMaxThreads = 1024;
 
-__device__ inline float warp_sum(float v) {
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) v += __shfl_xor_sync(0xffffffff, v, lanes);
-  return v;
-}
-
 // For all threads of the block, which are whole warps.
 __device__ inline float block_sum(float v) {
   __shared__ float sums[kMaxThreads / 32];

@@ -10,6 +10,7 @@
 #include "ops/cuda/ssd_chunk_half.cuh"
 #include "ops/cuda/ssd_chunk_hopper.cuh"
 #include "ops/cuda/ssd_chunk_single.cuh"
+#include "ops/cuda/vec.cuh"
 
 namespace m4j::cuda {
 namespace {
@@ -108,8 +109,6 @@ void launch_passes(const SsdArgs& a, const Plan& plan, cudaStream_t stream) {
   launch(outputs, a, plan, stream);
 }
 
-bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
-
 }  // namespace
 
 int64_t ssd_chunk_workspace(int64_t heads, int64_t headdim, int64_t d_state, int64_t, const Segments& s) {
@@ -130,7 +129,8 @@ void ssd_chunk(const SsdArgs& a, cudaStream_t stream) {
   plan.decays = plan.states + state_floats(plan, a.heads, a.d_state, a.segments.tokens);
   const int64_t piece = 16 / dtype_bytes(a.dtype, 1);
   plan.vectors = a.headdim % piece == 0 && a.d_state % piece == 0 && a.ld_x % piece == 0 && a.ld_bc % piece == 0 &&
-                 a.ld_out % piece == 0 && aligned(a.x) && aligned(a.B) && aligned(a.C) && aligned(a.out);
+                 a.ld_out % piece == 0 && is_aligned(a.x, 16) && is_aligned(a.B, 16) &&
+                 is_aligned(a.C, 16) && is_aligned(a.out, 16);
   with_element_type(a.dtype, [&]<typename T>(T) {
     switch (padded_state(a.d_state)) {
       case 64: return launch_passes<T, 64>(a, plan, stream);

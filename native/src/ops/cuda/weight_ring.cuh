@@ -8,14 +8,7 @@
 
 namespace m4j::cuda {
 
-constexpr int kWarp = 32;
 constexpr int kWarps = 16;  // that compute; one more fetches weights
-
-__device__ inline float warp_sum(float v) {
-#pragma unroll
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(~0u, v, offset);
-  return v;
-}
 
 // Vectors in shared memory lie in blocks of 32 lanes x 8 elements, the first four elements of all lanes before the
 // last four, so that a warp's 16-byte reads meet no bank twice.

@@ -65,9 +65,9 @@ public final class NativeLibrary {
     String property = System.getProperty(PROPERTY);
     String variable = System.getenv(VARIABLE);
     String source;
-    if (property != null && !property.isEmpty()) {
+    if (isSet(property)) {
       source = loadNamed("system property " + PROPERTY, property);
-    } else if (variable != null && !variable.isEmpty()) {
+    } else if (isSet(variable)) {
       source = loadNamed("environment variable " + VARIABLE, variable);
     } else {
       source = loadPacked(System.getProperty("os.name"), System.getProperty("os.arch"));
@@ -139,9 +139,11 @@ public final class NativeLibrary {
 
   /** Whether the library was named by a setting and not taken from this module. */
   static boolean isNamed() {
-    String property = System.getProperty(PROPERTY);
-    String variable = System.getenv(VARIABLE);
-    return property != null && !property.isEmpty() || variable != null && !variable.isEmpty();
+    return isSet(System.getProperty(PROPERTY)) || isSet(System.getenv(VARIABLE));
+  }
+
+  private static boolean isSet(String setting) {
+    return setting != null && !setting.isEmpty();
   }
 
   private static void loadFile(Path file, String source) {
