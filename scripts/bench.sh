@@ -175,8 +175,8 @@ run_peers() {
       case $form in
         f32) make_models "$model" hf f32 ;;
         f16) make_models "$model" hf16 f16 ;;
-        q8_0) make_models "$model" q8_0 ;;
-        *) die "--weights $form: f32, f16 and q8_0 are known" ;;
+        bf16 | q8_0) make_models "$model" "$form" ;;
+        *) die "--weights $form: f32, f16, bf16 and q8_0 are known" ;;
       esac
     done
   done

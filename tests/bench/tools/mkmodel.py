@@ -5,11 +5,11 @@ mamba4j and in its peers.
 usage: mkmodel.py SHAPE FORMAT OUT
 
   SHAPE   mamba-tiny, mamba-130m, mamba-1.4b, mamba2-130m, mamba2-1.3b
-  FORMAT  hf, hf16        folder OUT in the Hugging Face layout, F32 or F16
-          f32, f16, q8_0  GGUF file OUT
+  FORMAT  hf, hf16              folder OUT in the Hugging Face layout, F32 or F16
+          f32, f16, bf16, q8_0  GGUF file OUT
 
-Every tensor has a generator of its own, seeded by its name, so that all formats hold the same weights (rounded, in f16 and
-q8_0). Needs numpy (Debian: python3-numpy).
+Every tensor has a generator of its own, seeded by its name, so that all formats hold the same weights (rounded, in all
+but f32). Needs numpy (Debian: python3-numpy).
 """
 import json
 import os
@@ -160,18 +160,23 @@ def hf_config(c, half):
 # ---- GGUF: github.com/ggml-org/ggml, docs/gguf.md ----
 
 GGUF_VERSION, ALIGNMENT = 3, 32
-GGML_F32, GGML_F16, GGML_Q8_0 = 0, 1, 8
+GGML_F32, GGML_F16, GGML_Q8_0, GGML_BF16 = 0, 1, 8, 30
+FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
 Q8_BLOCK = 32  # values that share an f16 scale
 
 
 def ggml_type(t, form):
     if form == "f32" or t.always_f32:
         return GGML_F32
+    if form == "bf16":
+        return GGML_BF16
     return GGML_Q8_0 if form == "q8_0" and t.gguf_shape[-1] % Q8_BLOCK == 0 else GGML_F16
 
 
 def ggml_bytes(kind, count):
-    return {GGML_F32: 4 * count, GGML_F16: 2 * count, GGML_Q8_0: count // Q8_BLOCK * (2 + Q8_BLOCK)}[kind]
+    if kind == GGML_Q8_0:
+        return count // Q8_BLOCK * (2 + Q8_BLOCK)
+    return (4 if kind == GGML_F32 else 2) * count
 
 
 def ggml_encode(kind, values):
@@ -180,6 +185,9 @@ def ggml_encode(kind, values):
         return values.tobytes()
     if kind == GGML_F16:
         return values.astype(np.float16).tobytes()
+    if kind == GGML_BF16:  # to the nearest, halves to even
+        bits = values.view(np.uint32)
+        return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16).tobytes()
     blocks = values.reshape(-1, Q8_BLOCK)
     scale = np.abs(blocks).max(1) / np.float32(127)
     inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
@@ -235,7 +243,7 @@ def gguf_metadata(c, form, name):
         **({"ssm.dt_b_c_rms": False} if c["family"] == 1 else {"ssm.group_count": c["n_groups"]}),
     }
     return {
-        "general.architecture": arch, "general.name": name, "general.file_type": {"f32": 0, "f16": 1, "q8_0": 7}[form],
+        "general.architecture": arch, "general.name": name, "general.file_type": FILE_TYPES[form],
         "general.quantization_version": 2, **{f"{arch}.{key}": value for key, value in hyper.items()},
         "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2", "tokenizer.ggml.tokens": words,
         "tokenizer.ggml.token_type": kinds, "tokenizer.ggml.merges": ["z q"], "tokenizer.ggml.bos_token_id": 0,
@@ -264,7 +272,7 @@ def write_gguf(c, form, path, name):
 
 
 def main():
-    if len(sys.argv) != 4 or sys.argv[1] not in SHAPES or sys.argv[2] not in ("hf", "hf16", "f32", "f16", "q8_0"):
+    if len(sys.argv) != 4 or sys.argv[1] not in SHAPES or sys.argv[2] not in ("hf", "hf16", *FILE_TYPES):
         sys.exit(__doc__.strip())
     shape, form, path = sys.argv[1:]
     if form.startswith("hf"):

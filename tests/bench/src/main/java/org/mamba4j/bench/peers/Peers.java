@@ -155,7 +155,7 @@ public final class Peers implements Callable<Integer> {
     return switch (form) {
       case "f32" -> modelDir.resolve(model + "-hf");
       case "f16" -> modelDir.resolve(model + "-hf16");
-      case "q8_0" -> modelDir.resolve(model + ".q8_0.gguf"); // the very file that the others read
+      case "bf16", "q8_0" -> modelDir.resolve(model + "." + form + ".gguf"); // the very file that the others read
       default -> throw new UnsupportedOperationException("it has no weights of this form");
     };
   }
