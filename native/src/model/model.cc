@@ -59,7 +59,7 @@ Layer make_layer(const Config& config, const m4j_layer_weights& w) {
 
 // Small tensors in full; of large ones evenly spread samples, so that a mapped file need not be read through.
 void add_tensor(Hash& hash, const m4j_tensor& t) {
-  constexpr int64_t kWhole = 262144, kSamples = 16, kSampleBytes = 8;
+  constexpr int64_t kWhole = 262144, kSamples = 4, kSampleBytes = 64;
   hash.add(t.data != nullptr);
   if (t.data == nullptr) return;
   hash.add(t.dtype);

@@ -13,7 +13,7 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "snapshots are little-endian");
 
 constexpr char kMagic[4] = {'M', '4', 'J', 'S'};
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 constexpr int64_t kMaxPosition = int64_t{1} << 62;  // so that tokens can still be added to it
 
 struct Header {

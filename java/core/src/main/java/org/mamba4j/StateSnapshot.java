@@ -8,7 +8,7 @@ import java.nio.ByteOrder;
 /**
  * State and position of a {@link Session} at one moment. Immutable; its memory is off-heap and GC-managed.
  *
- * <p>The bytes begin with a header of 48, little-endian: "M4JS", u32 version (1), u64 fingerprint of the model, i64
+ * <p>The bytes begin with a header of 48, little-endian: "M4JS", u32 version (2), u64 fingerprint of the model, i64
  * position, i64 floats of conv windows, i64 floats of SSM states, u64 checksum. The floats follow as F32. Checksum and
  * model are checked by {@link Session#restore}.
  */
@@ -16,7 +16,7 @@ public final class StateSnapshot {
   private static final ValueLayout.OfInt I32 = ValueLayout.JAVA_INT_UNALIGNED.withOrder(ByteOrder.LITTLE_ENDIAN);
   private static final ValueLayout.OfLong I64 = ValueLayout.JAVA_LONG_UNALIGNED.withOrder(ByteOrder.LITTLE_ENDIAN);
   private static final int MAGIC = 'M' | '4' << 8 | 'J' << 16 | 'S' << 24;
-  private static final int VERSION = 1;
+  private static final int VERSION = 2;
   private static final long HEADER_SIZE = 48;
 
   private final MemorySegment bytes;
