@@ -168,7 +168,9 @@ TEST_P(Sample, ExtremeValuesStayHarmless) {
       const std::vector<float> logits = {FLT_MAX, -FLT_MAX, 0, 1e-38f};
       const int32_t token = choose(plain_runner(), logits, s).token;
       EXPECT_TRUE(token >= 0 && token < 4) << token;
-      if (penalty < 1 && temperature <= 1) EXPECT_EQ(token, 0);
+      if (penalty < 1 && temperature <= 1) {
+        EXPECT_EQ(token, 0);
+      }
     }
   }
 }
@@ -203,7 +205,9 @@ TEST(SampleMath, KeysOrderByScoreThenId) {
     EXPECT_EQ(score_of_key(key), ascending[i]);
     EXPECT_EQ(id_of_key(key), 77);
     EXPECT_GT(sample_key(ascending[i], 76), key);
-    if (i > 0) EXPECT_GT(key, sample_key(ascending[i - 1], 0));
+    if (i > 0) {
+      EXPECT_GT(key, sample_key(ascending[i - 1], 0));
+    }
   }
 }
 
