@@ -246,18 +246,39 @@ void RandomModel::copy(m4j_slot target, m4j_slot source) {
   check(m4j_slot_copy(states_, target, source, &err), err);
 }
 
-const float* RandomModel::advance(const std::vector<m4j_slot>& slots, const std::vector<int32_t>& tokens,
-                                  int32_t logits_mode) {
+m4j_advance_args RandomModel::args_for(const std::vector<m4j_slot>& slots, const std::vector<int32_t>& tokens) {
   const int64_t n = static_cast<int64_t>(slots.size()), each = static_cast<int64_t>(tokens.size()) / n;
   offsets_.resize(slots.size() + 1);
   for (int64_t i = 0; i <= n; ++i) offsets_[static_cast<size_t>(i)] = i * each;
-  logits_.resize(static_cast<size_t>(n * config_.vocab_size));
   m4j_advance_args args{};
   args.struct_size = sizeof(args);
   args.n_seqs = n;
   args.slots = slots.data();
   args.tokens = tokens.data();
   args.offsets = offsets_.data();
+  return args;
+}
+
+const int32_t* RandomModel::next(const std::vector<m4j_slot>& slots, const std::vector<int32_t>& tokens) {
+  m4j_advance_args args = args_for(slots, tokens);
+  samplings_.resize(slots.size());
+  sampling_pointers_.resize(slots.size());
+  sampled_.resize(slots.size());
+  for (size_t i = 0; i < slots.size(); ++i) {
+    samplings_[i] = {sizeof(m4j_sampling), 0, i, samplings_[i].draw + 1, 0, 1, 0.95f, 0, 1, nullptr, 0};
+    sampling_pointers_[i] = &samplings_[i];
+  }
+  args.samplings = sampling_pointers_.data();
+  args.sampled = sampled_.data();
+  m4j_error err{};
+  check(m4j_advance(states_, &args, &err), err);
+  return sampled_.data();
+}
+
+const float* RandomModel::advance(const std::vector<m4j_slot>& slots, const std::vector<int32_t>& tokens,
+                                  int32_t logits_mode) {
+  m4j_advance_args args = args_for(slots, tokens);
+  logits_.resize(slots.size() * static_cast<size_t>(config_.vocab_size));
   args.logits_mode = logits_mode;
   args.logits = logits_.data();
   args.logits_capacity = static_cast<int64_t>(logits_.size());

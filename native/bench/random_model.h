@@ -38,6 +38,8 @@ class RandomModel {
   // M4J_LOGITS_NONE.
   const float* advance(const std::vector<m4j_slot>& slots, const std::vector<int32_t>& tokens,
                        int32_t logits_mode = M4J_LOGITS_LAST);
+  // The same, but the model chooses a token for each sequence, at temperature 1 with top-p 0.95, and keeps the logits.
+  const int32_t* next(const std::vector<m4j_slot>& slots, const std::vector<int32_t>& tokens);
 
   int64_t vocab_size() const { return config_.vocab_size; }
   // Bytes that a decode step must read at least: every matrix once, head included.
@@ -52,6 +54,7 @@ class RandomModel {
   template <typename Use>
   void for_each_matrix(Use use) const;
   void open(int threads, const char* simd_target, int32_t cuda_device);
+  m4j_advance_args args_for(const std::vector<m4j_slot>& slots, const std::vector<int32_t>& tokens);
 
   m4j_model_config config_;
   std::shared_ptr<const Weights> weights_;
@@ -60,6 +63,9 @@ class RandomModel {
   m4j_states* states_ = nullptr;
   std::vector<float> logits_;
   std::vector<int64_t> offsets_;
+  std::vector<m4j_sampling> samplings_;
+  std::vector<const m4j_sampling*> sampling_pointers_;
+  std::vector<int32_t> sampled_;
 };
 
 }  // namespace m4j::bench

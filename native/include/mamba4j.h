@@ -247,6 +247,35 @@ M4J_API m4j_status m4j_slot_import(m4j_states* states, m4j_slot slot, const void
 M4J_API m4j_status m4j_slot_read(m4j_states* states, m4j_slot slot, float* conv, int64_t conv_capacity, float* ssm,
                                  int64_t ssm_capacity, m4j_error* err);
 
+/* ---- Sampling -------------------------------------------------------------------------------------------------- */
+
+/* How one token is chosen from logits [V]. In this order:
+ *   score   = logit; of recent ids, score / repetition_penalty where positive, score * repetition_penalty elsewhere
+ *   weight  = 2^40 * exp((score - largest score) / temperature), cut to an integer; ids of weight 0 drop out
+ *   top_k   the k largest scores stay, lower ids first among equals
+ *   top_p   of those, in the same order, the fewest whose weights sum to at least top_p of all of theirs
+ *   min_p   of those, the ones with at least min_p of the largest weight
+ *   draw    the first id, in ascending order, at which the running sum of weights exceeds random * sum / 2^64, random
+ *           being the first 64 bits of Philox 4x32-10 with key seed and counter draw
+ * Integers sum to the same in any order, so equal logits give the same token on the CPU and on a GPU, alone and in any
+ * batch. Subnormal logits count as zero.
+ *
+ * Nothing of this is kept in a slot: the caller counts the draws and holds the window of recent ids, so that an
+ * exported state stays what it was, and one sequence may be continued in several ways. */
+typedef struct m4j_sampling {
+  uint64_t struct_size;
+  int64_t candidates;       /* only ids below it may be chosen, which leaves out the padding of a vocabulary; 0: all */
+  uint64_t seed;
+  uint64_t draw;            /* number of this draw: count up from one token of a sequence to the next */
+  int64_t top_k;            /* >= 1; 0: all */
+  float temperature;        /* >= 0; 0: greedy, the lowest id among the largest scores, top_k ... draw unused */
+  float top_p;              /* 0 < top_p <= 1; 1: all */
+  float min_p;              /* 0 ... 1; 0: all */
+  float repetition_penalty; /* > 0; 1: none */
+  const int32_t* recent;    /* [n_recent], in any order, repeated or not; ids that are no candidates do nothing */
+  int64_t n_recent;         /* >= 0 */
+} m4j_sampling;
+
 /* ---- The forward pass ------------------------------------------------------------------------------------------ */
 
 enum { M4J_LOGITS_NONE = 0, M4J_LOGITS_LAST = 1, M4J_LOGITS_ALL = 2 };
@@ -262,12 +291,21 @@ typedef struct m4j_advance_args {
   int32_t reserved;        /* 0 */
   float* logits;           /* LAST: [n_seqs, V]; ALL: [offsets[n_seqs], V]; NONE: ignored */
   int64_t logits_capacity; /* in floats */
+  /* From here on absent in structs of older headers, and optional. */
+  const m4j_sampling* const* samplings; /* NULL, or [n_seqs]: how the token after the last one of a sequence is chosen;
+                                           NULL entries: not at all */
+  int32_t* sampled;        /* [n_seqs], with samplings: the tokens chosen; where none is, nothing is written */
+  float* log_probs;        /* optional [n_seqs], with samplings: logarithm of the probability that the model itself gave
+                              that token, before penalty, temperature and filters, among the candidates */
 } m4j_advance_args;
 
 /* Feeds every sequence its tokens: conv window and SSM state move together. Prefill, chunked prefill and decode are
  * this one call; however a sequence is split into calls and whatever batch it travels in, the result is the same
  * (bit-equal for Mamba-1, within float32 rounding of the SSD for Mamba-2; bit-equal for any number of threads).
- * Either all sequences advance or none does. */
+ * Either all sequences advance or none does.
+ * Tokens are chosen where the logits are: with M4J_LOGITS_NONE nothing else leaves a GPU. Where a logit j among the
+ * candidates is NaN or infinite, weights or state are damaged: the token of that sequence is then -1 - j for the first
+ * such j, and its log_prob that logit. */
 M4J_API m4j_status m4j_advance(m4j_states* states, const m4j_advance_args* args, m4j_error* err);
 
 /* ---- Operations on caller-owned memory ------------------------------------------------------------------------- */
@@ -374,6 +412,17 @@ M4J_API m4j_status m4j_embedding(m4j_engine* engine, const m4j_tensor* table, co
 /* Over the last dimension of x [rows, n]; out may be the same memory as x. */
 M4J_API m4j_status m4j_softmax(m4j_engine* engine, const m4j_tensor* x, const m4j_tensor* out, m4j_error* err);
 M4J_API m4j_status m4j_log_softmax(m4j_engine* engine, const m4j_tensor* x, const m4j_tensor* out, m4j_error* err);
+
+/* Chooses a token from each row of logits. A NaN or infinite logit among the candidates is M4J_ERR_INVALID_ARGUMENT. */
+typedef struct m4j_sample_args {
+  uint64_t struct_size;
+  m4j_tensor logits;                    /* [rows, V], rows contiguous */
+  const m4j_sampling* const* samplings; /* [rows], none NULL */
+  int32_t* tokens;                      /* [rows] */
+  float* log_probs;                     /* optional [rows], as in m4j_advance_args */
+} m4j_sample_args;
+
+M4J_API m4j_status m4j_sample(m4j_engine* engine, const m4j_sample_args* args, m4j_error* err);
 
 #ifdef __cplusplus
 }

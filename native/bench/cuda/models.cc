@@ -82,6 +82,7 @@ void run(const Shape& shape, int32_t dtype, double bandwidth, double flops) {
     const std::vector<m4j_slot> some = first(batch);
     const double bytes = static_cast<double>(model.matrix_bytes()) + 2.0 * static_cast<double>(batch * model.state_bytes());
     print(shape.name, "decode B" + std::to_string(batch), measure(20, [&] { model.advance(some, ids); }), bytes / bandwidth * 1e3);
+    print(shape.name, "  tokens", measure(20, [&] { model.next(some, ids); }), bytes / bandwidth * 1e3);
     print(shape.name, "  no logits", measure(20, [&] { model.advance(some, ids, M4J_LOGITS_NONE); }), bytes / bandwidth * 1e3);
   }
   for (const auto& [batch, length] : std::vector<std::pair<int64_t, int64_t>>{{1, 512}, {1, 2048}, {8, 2048}}) {

@@ -7,6 +7,7 @@
 #include "gpu_measure.h"
 #include "ops/cuda/cuda_ops.h"
 #include "ops/reference/reference_ops.h"
+#include "ops/sampling.h"
 
 namespace m4j::bench {
 namespace {
@@ -240,6 +241,57 @@ void norms(Bench& bench) {
   }
 }
 
+// Tokens from logits that are uniform over 20, of which top-p 0.95 keeps about 7,500 of 50,280. The error is the share of
+// rows whose token is not the reference's.
+void samples(Bench& bench) {
+  constexpr int64_t V = 50280, kRecent = 64;
+  const m4j_sampling greedy = {sizeof greedy, 0, 0, 0, 0, 0, 1, 0, 1, nullptr, 0};
+  m4j_sampling plain = greedy, top_p = greedy, all = greedy;
+  plain.temperature = top_p.temperature = all.temperature = 1;
+  top_p.top_p = all.top_p = 0.95f;
+  all.top_k = 50, all.min_p = 0.01f, all.repetition_penalty = 1.1f;
+  struct Kind {
+    const char* name;
+    const m4j_sampling& sampling;
+    bool log_prob;
+  };
+  for (const Kind& kind : {Kind{"greedy", greedy, false}, Kind{"temperature", plain, true}, Kind{"top-p 0.95", top_p, true},
+                           Kind{"top-k 50, top-p, min-p, penalty", all, true}}) {
+    for (int64_t B : {1, 64, 256}) {
+      const std::string name = "sample B" + std::to_string(B) + " V50280, " + kind.name + " (graph)";
+      if (!bench.wants(name)) continue;
+      const GpuArray logits(DType::kF32, B * V, -10, 10);
+      SampleItem* items = nullptr;
+      SampleResult* results = nullptr;
+      int32_t* recent = nullptr;
+      check(cudaMallocHost(&items, static_cast<size_t>(B) * sizeof(SampleItem)), "cudaMallocHost");
+      check(cudaMallocHost(&results, static_cast<size_t>(B) * sizeof(SampleResult)), "cudaMallocHost");
+      check(cudaMallocHost(&recent, static_cast<size_t>(B * kRecent) * sizeof(int32_t)), "cudaMallocHost");
+      for (int64_t i = 0; i < B * kRecent; ++i) recent[i] = static_cast<int32_t>(i * 7919 % V);
+      for (int64_t b = 0; b < B; ++b) {
+        m4j_sampling s = kind.sampling;
+        s.seed = static_cast<uint64_t>(b);
+        s.recent = recent + b * kRecent, s.n_recent = kRecent;
+        items[b] = sample_item(s, b, V, kind.log_prob);
+      }
+      const cuda::SampleArgs args = {logits.floats(), V, V, items, B, results};
+      cuda::sample(args, bench.timer.stream());
+      check(cudaStreamSynchronize(bench.timer.stream()), "sample");
+      const std::vector<float> host = logits.columns(V, 0, V);
+      std::vector<SampleResult> want(static_cast<size_t>(B));
+      std::vector<double> scratch(static_cast<size_t>(reference::sample_scratch(V) / 2 + 1));
+      reference::sample({host.data(), V, items, B, want.data()}, {0, 1, reinterpret_cast<float*>(scratch.data()), 0});
+      double wrong = 0;
+      for (int64_t b = 0; b < B; ++b) wrong += results[b].token != want[static_cast<size_t>(b)].token;
+      bench.table.add(name, bench.timer.time_in_graph([&](int) { cuda::sample(args, bench.timer.stream()); }, 16), 4.0 * B * V,
+                      wrong / static_cast<double>(B));
+      cudaFreeHost(items);
+      cudaFreeHost(results);
+      cudaFreeHost(recent);
+    }
+  }
+}
+
 void softmaxes(Bench& bench) {
   for (int64_t T : {1, 256}) {
     const int64_t n = 50280;
@@ -273,6 +325,7 @@ int main(int argc, char** argv) {
     m4j::bench::convolutions(bench);
     m4j::bench::norms(bench);
     m4j::bench::softmaxes(bench);
+    m4j::bench::samples(bench);
     bench.table.print();
   } catch (const std::exception& e) {
     std::fprintf(stderr, "m4j-gpu-bench-scan: %s\n", e.what());

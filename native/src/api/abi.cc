@@ -81,7 +81,11 @@ class Layout {
   f(mixer_norm) f(out_proj) f(out_proj_bias)
 #define M4J_MODEL_WEIGHTS_FIELDS(f) f(struct_size) f(embedding) f(norm_f) f(lm_head) f(layers)
 #define M4J_ADVANCE_ARGS_FIELDS(f)                                                                               \
-  f(struct_size) f(n_seqs) f(slots) f(tokens) f(offsets) f(logits_mode) f(reserved) f(logits) f(logits_capacity)
+  f(struct_size) f(n_seqs) f(slots) f(tokens) f(offsets) f(logits_mode) f(reserved) f(logits) f(logits_capacity) \
+  f(samplings) f(sampled) f(log_probs)
+#define M4J_SAMPLING_FIELDS(f)                                                                                   \
+  f(struct_size) f(candidates) f(seed) f(draw) f(top_k) f(temperature) f(top_p) f(min_p) f(repetition_penalty)   \
+  f(recent) f(n_recent)
 #define M4J_SELECTIVE_SCAN_FIELDS(f)                                                                             \
   f(struct_size) f(delta_softplus) f(reserved) f(u) f(delta) f(A) f(B) f(C) f(D) f(z) f(delta_bias)              \
   f(initial_state) f(out) f(last_state)
@@ -92,6 +96,7 @@ class Layout {
   f(struct_size) f(silu) f(reserved) f(x) f(weight) f(bias) f(initial_window) f(out) f(last_window)
 #define M4J_RMS_NORM_FIELDS(f) f(struct_size) f(n_groups) f(eps) f(reserved) f(x) f(gate) f(weight) f(out)
 #define M4J_LINEAR_FIELDS(f) f(struct_size) f(x) f(weight) f(bias) f(out)
+#define M4J_SAMPLE_FIELDS(f) f(struct_size) f(logits) f(samplings) f(tokens) f(log_probs)
 
 #define M4J_FUNCTIONS(f)                                                                                         \
   f(m4j_abi_version) f(m4j_abi_layout) f(m4j_version) f(m4j_native_bytes) f(m4j_simd_targets)                    \
@@ -102,7 +107,7 @@ class Layout {
   f(m4j_slot_take) f(m4j_slot_release) f(m4j_slot_reset) f(m4j_slot_copy) f(m4j_slot_position)                   \
   f(m4j_slot_export_size) f(m4j_slot_export) f(m4j_slot_import) f(m4j_slot_read) f(m4j_advance)                  \
   f(m4j_selective_scan) f(m4j_ssd) f(m4j_causal_conv1d) f(m4j_rms_norm) f(m4j_linear) f(m4j_quantize)           \
-  f(m4j_embedding) f(m4j_softmax) f(m4j_log_softmax)
+  f(m4j_embedding) f(m4j_softmax) f(m4j_log_softmax) f(m4j_sample)
 
 #define M4J_CONSTANTS(f)                                                                                         \
   f(M4J_ABI_VERSION) f(M4J_MAX_RANK) f(M4J_ERROR_MESSAGE_SIZE) f(M4J_OK) f(M4J_ERR_INVALID_ARGUMENT)            \
@@ -118,12 +123,14 @@ Layout::Layout() {
   M4J_STRUCT(m4j_model_config, M4J_MODEL_CONFIG_FIELDS)
   M4J_STRUCT(m4j_layer_weights, M4J_LAYER_WEIGHTS_FIELDS)
   M4J_STRUCT(m4j_model_weights, M4J_MODEL_WEIGHTS_FIELDS)
+  M4J_STRUCT(m4j_sampling, M4J_SAMPLING_FIELDS)
   M4J_STRUCT(m4j_advance_args, M4J_ADVANCE_ARGS_FIELDS)
   M4J_STRUCT(m4j_selective_scan_args, M4J_SELECTIVE_SCAN_FIELDS)
   M4J_STRUCT(m4j_ssd_args, M4J_SSD_FIELDS)
   M4J_STRUCT(m4j_causal_conv1d_args, M4J_CAUSAL_CONV1D_FIELDS)
   M4J_STRUCT(m4j_rms_norm_args, M4J_RMS_NORM_FIELDS)
   M4J_STRUCT(m4j_linear_args, M4J_LINEAR_FIELDS)
+  M4J_STRUCT(m4j_sample_args, M4J_SAMPLE_FIELDS)
   M4J_FUNCTIONS(M4J_FUNCTION)
   M4J_CONSTANTS(M4J_CONSTANT)
 }

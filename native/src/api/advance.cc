@@ -1,7 +1,10 @@
 #include "model/advance.h"
 
+#include <cstddef>
+
 #include "api/error.h"
 #include "api/handles.h"
+#include "api/sampling.h"
 
 namespace m4j {
 namespace {
@@ -46,6 +49,14 @@ void check_logits(const m4j_advance_args& a, int64_t vocab_size) {
   }
 }
 
+void check_samplings(const m4j_advance_args& a, int64_t vocab_size) {
+  if (a.samplings == nullptr) return;
+  require(a.sampled, "args.sampled");
+  for (int64_t i = 0; i < a.n_seqs; ++i) {
+    if (a.samplings[i] != nullptr) check_sampling(*a.samplings[i], i, vocab_size);
+  }
+}
+
 void check(const m4j_advance_args& a, int64_t vocab_size) {
   require_reserved_zero(a.reserved, "args");
   if (a.n_seqs < 1 || a.n_seqs == INT64_MAX) {
@@ -56,6 +67,7 @@ void check(const m4j_advance_args& a, int64_t vocab_size) {
   require(a.offsets, "args.offsets");
   check_offsets(a);
   check_logits(a, vocab_size);
+  check_samplings(a, vocab_size);
   check_tokens(a, vocab_size);
 }
 
@@ -66,7 +78,8 @@ m4j_status m4j_advance(m4j_states* states, const m4j_advance_args* args, m4j_err
   using namespace m4j;
   return guarded(err, [&] {
     States& slots = *require(states, "states")->impl;
-    check(require_args(args, "args"), slots.model().config.vocab_size);
-    advance(slots, *args);
+    const m4j_advance_args a = read_args(args, offsetof(m4j_advance_args, samplings), "args");
+    check(a, slots.model().config.vocab_size);
+    advance(slots, a);
   });
 }

@@ -1,6 +1,8 @@
 // The opaque handles: each holds one count of what it names.
 #pragma once
 
+#include <cstddef>
+#include <cstring>
 #include <memory>
 #include <utility>
 
@@ -65,6 +67,19 @@ const Args& require_args(const Args* args, const char* name) {
          static_cast<unsigned long long>(args->struct_size), sizeof(Args));
   }
   return *args;
+}
+
+// The args of a struct that has grown: fields of older headers end before `first_new`, and the rest is zero.
+template <typename Args>
+Args read_args(const Args* args, std::size_t first_new, const char* name) {
+  require(args, name);
+  if (args->struct_size < first_new) {
+    fail(M4J_ERR_INVALID_ARGUMENT, "%s: struct_size is %llu, expected at least %zu", name,
+         static_cast<unsigned long long>(args->struct_size), first_new);
+  }
+  Args copy{};
+  std::memcpy(&copy, args, args->struct_size < sizeof(Args) ? args->struct_size : sizeof(Args));
+  return copy;
 }
 
 inline void require_reserved_zero(int32_t reserved, const char* name) {

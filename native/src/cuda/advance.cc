@@ -16,6 +16,13 @@ constexpr int64_t kBlockTokens = 4096;
 constexpr int64_t kCutTokens = 256;  // blocks end at multiples of it, which suits all chunked kernels
 constexpr int64_t kMaxGraphRows = 256;
 
+// What a call asks for beside the states.
+enum Outputs { kNoOutputs = 0, kLogits = 1, kTokens = 2 };
+
+int outputs_of(const m4j_advance_args& args) {
+  return (args.logits_mode == M4J_LOGITS_NONE ? kNoOutputs : kLogits) | (args.samplings == nullptr ? kNoOutputs : kTokens);
+}
+
 // Batch sizes that have a graph: rows between two of them are filled up.
 int64_t bucket(int64_t rows) {
   if (rows <= 4) return rows;
@@ -67,9 +74,17 @@ int64_t step_bytes(const Model& m, int64_t rows) {
   return Inputs(nullptr, rows, rows).bytes + activation_bytes(m, {nullptr, rows, rows, 1});
 }
 
+// From logits [rows, V] to pinned memory: tokens, the logits themselves, or both.
+void hand_out(States& states, int64_t rows, int outputs, const float* logits, float* to) {
+  const int64_t V = states.model.config.vocab_size;
+  const cudaStream_t stream = states.model.engine.stream;
+  if (outputs & kTokens) sample({logits, V, V, states.choices.items(), rows, states.choices.results()}, stream);
+  if (outputs & kLogits) to_host(to, logits, rows * V * 4, stream);
+}
+
 // One token of each of `rows` sequences, from pinned memory and back to it: in one kernel where there are few, through
 // the composed pass otherwise.
-void step(States& states, int64_t rows, bool logits, char* workspace) {
+void step(States& states, int64_t rows, int outputs, char* workspace) {
   const Model& m = states.model;
   const cudaStream_t stream = m.engine.stream;
   const Staging staging(states.staging.data(), states.staging_rows, m.config.vocab_size);
@@ -80,9 +95,9 @@ void step(States& states, int64_t rows, bool logits, char* workspace) {
     fused.states = states.slot(0);
     fused.slot_stride = states.slot_stride();
     fused.workspace = workspace;
-    fused.logits = logits ? reinterpret_cast<float*>(workspace + align(decode_step_workspace(fused))) : nullptr;
+    fused.logits = outputs ? reinterpret_cast<float*>(workspace + align(decode_step_workspace(fused))) : nullptr;
     decode_step(fused, stream);
-    if (logits) to_host(staging.logits, fused.logits, rows * m.config.vocab_size * 4, stream);
+    hand_out(states, rows, outputs, fused.logits, staging.logits);
     return;
   }
   const Inputs inputs(workspace, rows, rows);
@@ -90,15 +105,15 @@ void step(States& states, int64_t rows, bool logits, char* workspace) {
   to_device(inputs.segments, staging.segments, rows * static_cast<int64_t>(sizeof(Segment)), stream);
   const Segments segments{inputs.segments, rows, rows, 1};
   const Activations act = carve_activations(m, segments, workspace + inputs.bytes);
-  const Batch batch{inputs.ids, segments, logits ? M4J_LOGITS_ALL : M4J_LOGITS_NONE, rows};
+  const Batch batch{inputs.ids, segments, outputs ? M4J_LOGITS_ALL : M4J_LOGITS_NONE, rows};
   layers(states, batch, act);
-  if (!logits) return;
+  if (outputs == kNoOutputs) return;
   prepare_head(m, batch, act);
   head(m, 0, rows, act);
-  to_host(staging.logits, act.logits, rows * m.config.vocab_size * 4, stream);
+  hand_out(states, rows, outputs, act.logits, staging.logits);
 }
 
-cudaGraphExec_t capture(States& states, int64_t rows, bool logits, char* workspace) {
+cudaGraphExec_t capture(States& states, int64_t rows, int outputs, char* workspace) {
   const cudaStream_t stream = states.model.engine.stream;
   // Once outside of a capture: algorithms are chosen and kernels loaded, which must not happen inside one. Only the
   // filling slot is touched.
@@ -106,14 +121,15 @@ cudaGraphExec_t capture(States& states, int64_t rows, bool logits, char* workspa
   for (int64_t i = 0; i < rows; ++i) {
     staging.ids[i] = 0;
     staging.segments[i] = {i, 1, 0};
+    if (outputs & kTokens) states.choices.items()[i] = {};
   }
-  step(states, rows, logits, workspace);
+  step(states, rows, outputs, workspace);
   states.model.engine.wait();
 
   check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
   cudaGraph_t graph = nullptr;
   try {
-    step(states, rows, logits, workspace);
+    step(states, rows, outputs, workspace);
   } catch (...) {
     cudaStreamEndCapture(stream, &graph);
     if (graph != nullptr) cudaGraphDestroy(graph);
@@ -131,7 +147,7 @@ void decode(States& states, const m4j_advance_args& args, const int64_t* slots) 
   const Model& m = states.model;
   Engine& engine = states.model.engine;
   const int64_t rows = bucket(args.n_seqs), V = m.config.vocab_size;
-  const bool logits = args.logits_mode != M4J_LOGITS_NONE;
+  const int outputs = outputs_of(args);
   const auto destroy_graphs = [&] {
     for (const auto& [key, graph] : states.graphs) cudaGraphExecDestroy(graph.exec);
     states.graphs.clear();
@@ -144,12 +160,15 @@ void decode(States& states, const m4j_advance_args& args, const int64_t* slots) 
     states.staging_rows = rows;
   }
   char* workspace = engine.workspace(step_bytes(m, rows));
-  States::Graph& graph = states.graphs[{rows, logits}];
-  if (graph.workspace != workspace) {
+  if (outputs & kTokens) states.choices.reserve(kMaxGraphRows);
+  const SampleItem* items = outputs & kTokens ? states.choices.items() : nullptr;
+  States::Graph& graph = states.graphs[{rows, outputs}];
+  if (graph.workspace != workspace || graph.items != items) {
     if (graph.exec != nullptr) cudaGraphExecDestroy(graph.exec);
     graph = {};
-    graph.exec = capture(states, rows, logits, workspace);
+    graph.exec = capture(states, rows, outputs, workspace);
     graph.workspace = workspace;
+    graph.items = items;
   }
   const Staging staging(states.staging.data(), states.staging_rows, V);
   for (int64_t i = 0; i < rows; ++i) {
@@ -157,9 +176,11 @@ void decode(States& states, const m4j_advance_args& args, const int64_t* slots) 
     staging.ids[i] = filling ? 0 : args.tokens[i];
     staging.segments[i] = {i, 1, filling ? 0 : slots[i]};
   }
+  if (outputs & kTokens) states.choices.fill(args, rows, V);
   check(cudaGraphLaunch(graph.exec, engine.stream), "cudaGraphLaunch");
   engine.wait();
-  if (logits) std::memcpy(args.logits, staging.logits, static_cast<std::size_t>(args.n_seqs * V) * 4);
+  if (outputs & kTokens) states.choices.hand_over(args);
+  if (outputs & kLogits) std::memcpy(args.logits, staging.logits, static_cast<std::size_t>(args.n_seqs * V) * 4);
 }
 
 void prefill(States& states, const m4j_advance_args& args, const int64_t* slots) {
@@ -173,6 +194,13 @@ void prefill(States& states, const m4j_advance_args& args, const int64_t* slots)
   const Inputs inputs(workspace, capacity, max_segments);
   const Activations act = carve_activations(m, bound, workspace + input_bytes);
 
+  const int outputs = outputs_of(args);
+  const int32_t logits_mode = outputs == kTokens ? M4J_LOGITS_LAST : args.logits_mode;
+  if (outputs & kTokens) {
+    states.choices.reserve(args.n_seqs);
+    states.choices.fill(args, args.n_seqs, V);
+  }
+
   std::vector<Segment> pieces;
   pieces.reserve(static_cast<std::size_t>(max_segments));
   const auto add = [&](int64_t row, int64_t tokens, int64_t seq) { pieces.push_back({row, tokens, slots[seq]}); };
@@ -180,25 +208,44 @@ void prefill(States& states, const m4j_advance_args& args, const int64_t* slots)
   for (BlockPlan::Block block; pieces.clear(), plan.next(&block, add);) {
     to_device(inputs.ids, args.tokens + block.first, block.tokens * 4, engine.stream);
     to_device(inputs.segments, pieces.data(), block.pieces * static_cast<int64_t>(sizeof(Segment)), engine.stream);
-    const Batch batch{inputs.ids, {inputs.segments, block.pieces, block.tokens, block.longest}, args.logits_mode,
-                      block.n_last};
+    const Batch batch{inputs.ids, {inputs.segments, block.pieces, block.tokens, block.longest}, logits_mode, block.n_last};
     layers(states, batch, act);
     const int64_t rows = logit_rows(batch);
     if (rows == 0) continue;
     prepare_head(m, batch, act);
-    const int64_t first_row = args.logits_mode == M4J_LOGITS_ALL ? block.first : block.first_seq;
+    const bool all = logits_mode == M4J_LOGITS_ALL;
+    const int64_t first_row = all ? block.first : block.first_seq;
+    int64_t ended = 0;  // pieces whose token has been chosen
     for (int64_t r = 0; r < rows; r += act.logit_rows) {
       const int64_t count = std::min(act.logit_rows, rows - r);
       head(m, r, count, act);
-      to_host(args.logits + (first_row + r) * V, act.logits, count * V * 4, engine.stream);
+      if (outputs & kTokens) {
+        const int64_t first = ended, seq = block.first_seq;
+        for (; ended < block.n_last; ++ended) {
+          const Segment& piece = pieces[static_cast<std::size_t>(ended)];
+          const int64_t row = all ? piece.row + piece.tokens - 1 : ended;
+          if (row >= r + count) break;
+          states.choices.items()[seq + ended].row = row - r;
+        }
+        if (ended > first) {
+          sample({act.logits, V, V, states.choices.items() + seq + first, ended - first, states.choices.results() + seq + first},
+                 engine.stream);
+        }
+      }
+      if (outputs & kLogits) to_host(args.logits + (first_row + r) * V, act.logits, count * V * 4, engine.stream);
     }
   }
   engine.wait();
+  if (outputs & kTokens) states.choices.hand_over(args);
 }
 
 }  // namespace
 
 void advance(States& states, const m4j_advance_args& args, const int64_t* slots) {
+  if (args.samplings != nullptr && states.model.config.vocab_size > kMaxGpuSampleVocab) {
+    fail(M4J_ERR_UNSUPPORTED, "sampling on the GPU from %lld logits, expected at most %lld",
+         static_cast<long long>(states.model.config.vocab_size), static_cast<long long>(kMaxGpuSampleVocab));
+  }
   if (args.offsets[args.n_seqs] == args.n_seqs && args.n_seqs <= kMaxGraphRows) {
     decode(states, args, slots);
   } else {

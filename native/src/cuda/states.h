@@ -6,6 +6,7 @@
 #include <map>
 #include <tuple>
 
+#include "cuda/choices.h"
 #include "cuda/memory.h"
 #include "cuda/model.h"
 #include "cuda/slot_memory.h"
@@ -39,10 +40,12 @@ class States {
   struct Graph {
     cudaGraphExec_t exec = nullptr;
     char* workspace = nullptr;  // it was captured with
+    const SampleItem* items = nullptr;
   };
-  std::map<std::tuple<int64_t, bool>, Graph> graphs;  // by rows and whether there are logits
+  std::map<std::tuple<int64_t, int>, Graph> graphs;  // by rows and outputs
   PinnedBuffer staging;                              // of the graphs: ids, segments, logits
   int64_t staging_rows = 0;
+  Choices choices;
 
  private:
   int64_t slot_bytes() const { return model.slot_floats() * 4; }

@@ -13,6 +13,9 @@
 
 namespace m4j {
 
+struct SampleItem;
+struct SampleResult;
+
 enum class DType : int32_t { kF32 = 0, kF16 = 1, kBF16 = 2, kQ8_0 = 3, kQ4_0 = 4 };
 
 // Quantised rows are a sequence of blocks of 32 weights as in GGUF: a float16 scale d, then
@@ -159,6 +162,15 @@ struct SoftmaxArgs {
   int64_t ld_out;
 };
 
+// Chooses tokens from rows of logits: ops/sampling.h says how. Every backend gives the same tokens. Members take items.
+struct SampleArgs {
+  const float* logits;  // [rows, V]
+  int64_t ld_logits;
+  const SampleItem* items;  // [count]
+  int64_t count;
+  SampleResult* results;  // [count]; left alone where an item has no candidates
+};
+
 // One backend on the CPU: the scalar reference, or the SIMD code for one instruction set.
 struct Ops {
   const char* name;  // as in m4j_simd_targets()
@@ -171,9 +183,11 @@ struct Ops {
   void (*ssd_chunk)(const SsdArgs&, const Share&);  // chunked matrix form: prefill
   void (*softmax)(const SoftmaxArgs&, const Share&);
   void (*log_softmax)(const SoftmaxArgs&, const Share&);
+  void (*sample)(const SampleArgs&, const Share&);
   // Scratch a member needs, in floats.
   int64_t (*ssd_chunk_scratch)(int64_t headdim, int64_t d_state, int64_t chunk_size);
   int64_t (*linear_scratch)(int64_t in, DType weight_dtype);
+  int64_t (*sample_scratch)(int64_t vocab_size);
 };
 
 const Ops& reference_ops();

@@ -55,7 +55,7 @@ Batch::Batch(std::vector<m4j_slot> slots_, const std::vector<Tokens>& sequences,
   const size_t rows = logits_mode == M4J_LOGITS_ALL ? tokens.size() : logits_mode == M4J_LOGITS_LAST ? slots.size() : 0;
   logits.assign(rows * static_cast<size_t>(vocab_size), NAN);
   args_ = {sizeof args_,   static_cast<int64_t>(slots.size()), slots.data(), tokens.data(), offsets.data(), logits_mode, 0,
-           logits.data(), static_cast<int64_t>(logits.size())};
+           logits.data(), static_cast<int64_t>(logits.size()), nullptr, nullptr, nullptr};
 }
 
 std::vector<std::vector<float>> advance(const StatesPtr& states, const std::vector<m4j_slot>& slots,

@@ -24,8 +24,10 @@ void SsdStep(const SsdArgs&, const Share&);
 void SsdChunk(const SsdArgs&, const Share&);
 void Softmax(const SoftmaxArgs&, const Share&);
 void LogSoftmax(const SoftmaxArgs&, const Share&);
+void Sample(const SampleArgs&, const Share&);
 int64_t SsdChunkScratch(int64_t headdim, int64_t d_state, int64_t chunk_size);
 int64_t LinearScratch(int64_t in, DType weight_dtype);
+int64_t SampleScratch(int64_t vocab_size);
 #if M4J_AMX && HWY_TARGET == HWY_AVX3
 void LinearAmx(const LinearArgs&, const Share&);
 int64_t LinearAmxScratch(int64_t in, DType weight_dtype);
@@ -44,8 +46,8 @@ constexpr const char* kName =
     "neon";
 #endif
 
-constexpr Ops kOps = {kName,   Embedding, RmsNorm, Linear,     Conv1d,          SelectiveScan,
-                      SsdStep, SsdChunk,  Softmax, LogSoftmax, SsdChunkScratch, LinearScratch};
+constexpr Ops kOps = {kName,    Embedding, RmsNorm,    Linear, Conv1d,          SelectiveScan, SsdStep,
+                      SsdChunk, Softmax,   LogSoftmax, Sample, SsdChunkScratch, LinearScratch, SampleScratch};
 
 #if M4J_AMX && HWY_TARGET == HWY_AVX3
 constexpr Ops kAmxOps = [] {

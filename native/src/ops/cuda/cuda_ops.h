@@ -165,4 +165,16 @@ struct SoftmaxArgs {
 };
 void softmax(const SoftmaxArgs&, cudaStream_t stream);
 
+// Chooses tokens from rows of logits: ops/sampling.h says how, and the CPU chooses the same ones.
+struct SampleArgs {
+  const float* logits;  // [rows, V]
+  int64_t ld_logits;
+  int64_t vocab_size;       // at most kMaxGpuSampleVocab
+  const SampleItem* items;  // [count]; they, their recent ids and the results may lie in page-locked host memory
+  int64_t count;
+  SampleResult* results;  // [count]; left alone where an item has no candidates
+};
+constexpr int64_t kMaxGpuSampleVocab = 1 << 19;
+void sample(const SampleArgs&, cudaStream_t stream);
+
 }  // namespace m4j::cuda

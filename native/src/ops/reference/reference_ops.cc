@@ -14,8 +14,10 @@ const Ops& reference_ops() {
       .ssd_chunk = reference::ssd_chunk,
       .softmax = reference::softmax,
       .log_softmax = reference::log_softmax,
+      .sample = reference::sample,
       .ssd_chunk_scratch = reference::ssd_chunk_scratch,
       .linear_scratch = [](int64_t, DType) -> int64_t { return 0; },
+      .sample_scratch = reference::sample_scratch,
   };
   return kOps;
 }

@@ -17,8 +17,10 @@ void ssd_step(const SsdArgs& a, const Share& share);
 void ssd_chunk(const SsdArgs& a, const Share& share);
 void softmax(const SoftmaxArgs& a, const Share& share);
 void log_softmax(const SoftmaxArgs& a, const Share& share);
+void sample(const SampleArgs& a, const Share& share);
 
 int64_t ssd_chunk_scratch(int64_t headdim, int64_t d_state, int64_t chunk_size);
+int64_t sample_scratch(int64_t vocab_size);
 
 inline double silu(double x) { return x / (1.0 + std::exp(-x)); }
 

@@ -16,7 +16,8 @@ import org.mamba4j.internal.Status;
  * Feeds several sessions of one model at once, each its own number of tokens, without padding: the weights are read
  * once for all. The logits are those that each session would have computed alone.
  *
- * <p>Use: {@link #add} sessions, {@link #advance}, read {@link #logits(int)}, {@link #clear}, and again. A batch only
+ * <p>Use: {@link #add} sessions, {@link #advance}, read {@link #logits(int)}, {@link #clear}, and again; or add them with
+ * samplers, {@link #next}, and read {@link #token(int)}. A batch only
  * refers to its sessions; it is as single-threaded as they are, and they may be used alone in between. Either all
  * sessions advance or, if something is thrown, none does. {@link #close} may come from any thread and waits for a
  * running call.
@@ -27,12 +28,14 @@ public final class Batch implements AutoCloseable {
   private final Model model;
   private final Handle handle;
   private final Session[] sessions;
+  private final Sampler[] samplers; // null: nothing is chosen for the session
   private final int[] single = new int[1];
   private final Tensor[] lastLogits; // [vocabulary] each, views of one block
   private Tensor block; // [sessions, vocabulary], null until needed
   private Tensor allLogits; // [tokens, vocabulary] after advanceAll, else null
   private int size;
   private boolean advanced;
+  private boolean chosen; // by next, so that there are no logits
 
   Batch(Model model, int maxSequences) {
     if (maxSequences < 1 || maxSequences > MAX_SEQUENCES) {
@@ -42,6 +45,7 @@ public final class Batch implements AutoCloseable {
     model.handle().gate.checkOpen();
     this.model = model;
     this.sessions = new Session[maxSequences];
+    this.samplers = new Sampler[maxSequences];
     this.lastLogits = new Tensor[maxSequences];
     this.handle = new Handle(maxSequences);
     Reclaimer.whenForgotten(this, handle::close);
@@ -62,7 +66,7 @@ public final class Batch implements AutoCloseable {
     handle.gate.enterAlone();
     try {
       single[0] = token;
-      addSequence(session, single);
+      addSequence(session, null, single);
     } finally {
       handle.gate.leave();
     }
@@ -78,7 +82,32 @@ public final class Batch implements AutoCloseable {
   public void add(Session session, int... tokens) {
     handle.gate.enterAlone();
     try {
-      addSequence(session, tokens);
+      addSequence(session, null, tokens);
+    } finally {
+      handle.gate.leave();
+    }
+  }
+
+  /** Adds a session with the one token to feed it and what chooses its next one. Allocates nothing on the Java heap. */
+  public void add(Session session, Sampler sampler, int token) {
+    handle.gate.enterAlone();
+    try {
+      single[0] = token;
+      addSequence(session, Objects.requireNonNull(sampler, "sampler"), single);
+    } finally {
+      handle.gate.leave();
+    }
+  }
+
+  /**
+   * As {@link #add(Session, int...)}, with what chooses the session's next token in {@link #next}.
+   *
+   * @throws IllegalArgumentException also if the sampler is in the batch already
+   */
+  public void add(Session session, Sampler sampler, int... tokens) {
+    handle.gate.enterAlone();
+    try {
+      addSequence(session, Objects.requireNonNull(sampler, "sampler"), tokens);
     } finally {
       handle.gate.leave();
     }
@@ -96,7 +125,7 @@ public final class Batch implements AutoCloseable {
           lastLogits[i] = block.select(0, i);
         }
       }
-      run(mamba4j_h.M4J_LOGITS_LAST(), block.segment());
+      run(mamba4j_h.M4J_LOGITS_LAST(), block.segment(), false);
       allLogits = null;
     } finally {
       handle.gate.leave();
@@ -111,12 +140,48 @@ public final class Batch implements AutoCloseable {
       Tensor all =
           OffHeap.allocate(
               Arena.ofAuto(), "logits of the batch", DType.F32, handle.call.length(), model.config().vocabSize());
-      run(mamba4j_h.M4J_LOGITS_ALL(), all.segment());
+      run(mamba4j_h.M4J_LOGITS_ALL(), all.segment(), false);
       Reference.reachabilityFence(all);
       allLogits = all;
     } finally {
       handle.gate.leave();
     }
+  }
+
+  /**
+   * Feeds all sessions and chooses the next token of those that were added with a sampler, where the logits are computed;
+   * there are no logits then. Allocates nothing on the Java heap.
+   *
+   * @throws MambaException if a logit of a session is NaN or infinite: weights or state are damaged; all sessions have
+   *     advanced then, and the others have their tokens
+   */
+  public void next() {
+    handle.gate.enterAlone();
+    try {
+      checkReady();
+      for (int i = 0; i < size; i++) {
+        handle.call.sampling(i, samplers[i] == null ? MemorySegment.NULL : samplers[i].prepare());
+      }
+      run(mamba4j_h.M4J_LOGITS_NONE(), MemorySegment.NULL, true);
+      chosen = true;
+      acceptTokens();
+    } finally {
+      handle.gate.leave();
+    }
+  }
+
+  /**
+   * The token chosen for session {@code i} by {@link #next}.
+   *
+   * @throws IllegalStateException if there was none, or the session was added without a sampler
+   */
+  public int token(int i) {
+    handle.gate.checkOpen();
+    Objects.checkIndex(i, size);
+    if (!chosen || samplers[i] == null) {
+      throw new IllegalStateException("no token was chosen for session " + i + ": add it with a sampler and call next");
+    }
+    return handle.call.sampled(i);
   }
 
   /**
@@ -127,8 +192,9 @@ public final class Batch implements AutoCloseable {
   public Tensor logits(int i) {
     handle.gate.checkOpen();
     Objects.checkIndex(i, size);
-    if (!advanced) {
-      throw new IllegalStateException("the batch has not advanced yet");
+    if (!advanced || chosen) {
+      throw new IllegalStateException(
+          advanced ? "the batch has chosen tokens and no logits" : "the batch has not advanced yet");
     }
     return allLogits == null
         ? lastLogits[i]
@@ -140,8 +206,10 @@ public final class Batch implements AutoCloseable {
     handle.gate.enterAlone();
     try {
       Arrays.fill(sessions, 0, size, null);
+      Arrays.fill(samplers, 0, size, null);
       size = 0;
       advanced = false;
+      chosen = false;
       allLogits = null;
       handle.call.clear();
     } finally {
@@ -155,7 +223,7 @@ public final class Batch implements AutoCloseable {
     handle.close();
   }
 
-  private void addSequence(Session session, int[] tokens) {
+  private void addSequence(Session session, Sampler sampler, int[] tokens) {
     checkNotAdvanced();
     if (size == sessions.length) {
       throw new IllegalStateException("the batch holds " + size + " sessions already, as many as it was made for");
@@ -167,16 +235,36 @@ public final class Batch implements AutoCloseable {
       if (sessions[i] == session) {
         throw new IllegalArgumentException("session: is in the batch already, as number " + i);
       }
+      if (sampler != null && samplers[i] == sampler) {
+        throw new IllegalArgumentException("sampler: is in the batch already, that of session " + i);
+      }
     }
     if (tokens.length == 0) {
       throw new IllegalArgumentException("tokens: at least one expected, found none");
     }
     model.checkTokens(tokens, 0, tokens.length);
     handle.call.add(session.slot(), tokens, 0, tokens.length);
+    samplers[size] = sampler;
     sessions[size++] = session;
   }
 
-  private void run(int logitsMode, MemorySegment logits) {
+  private void acceptTokens() {
+    MambaException damaged = null;
+    for (int i = 0; i < size; i++) {
+      if (samplers[i] != null) {
+        try {
+          Session.accept(samplers[i], handle.call, i);
+        } catch (MambaException e) {
+          damaged = damaged == null ? e : damaged;
+        }
+      }
+    }
+    if (damaged != null) {
+      throw damaged;
+    }
+  }
+
+  private void run(int logitsMode, MemorySegment logits, boolean next) {
     int acquired = 0;
     try {
       for (; acquired < size; acquired++) {
@@ -185,7 +273,9 @@ public final class Batch implements AutoCloseable {
       model.handle().gate.enter();
       int status;
       try {
-        status = handle.call.run(model.handle().states, logitsMode, logits);
+        status = next
+            ? handle.call.next(model.handle().states)
+            : handle.call.run(model.handle().states, logitsMode, logits);
       } finally {
         model.handle().gate.leave();
       }

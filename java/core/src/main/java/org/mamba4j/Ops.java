@@ -1,14 +1,18 @@
 package org.mamba4j;
 
+import static java.lang.foreign.ValueLayout.JAVA_FLOAT;
 import static java.lang.foreign.ValueLayout.JAVA_INT;
+import static org.mamba4j.ffi.mamba4j_h.C_POINTER;
 
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
+import java.lang.ref.Reference;
 import java.util.Arrays;
 import java.util.function.BiConsumer;
 import org.mamba4j.ffi.m4j_causal_conv1d_args;
 import org.mamba4j.ffi.m4j_linear_args;
 import org.mamba4j.ffi.m4j_rms_norm_args;
+import org.mamba4j.ffi.m4j_sample_args;
 import org.mamba4j.ffi.m4j_selective_scan_args;
 import org.mamba4j.ffi.m4j_ssd_args;
 import org.mamba4j.internal.OffHeap;
@@ -210,6 +214,33 @@ public final class Ops {
   /** Logarithm of the softmax over the last dimension of {@code x} [rows, n] into {@code out}, which may be x. */
   public static Tensor logSoftmax(Engine engine, Tensor x, Tensor out) {
     return overRows(engine, x, out, true);
+  }
+
+  /**
+   * The token that {@code sampler} chooses from {@code logits} [vocabulary], as {@link Session#next} would.
+   *
+   * @throws IllegalArgumentException also if a logit is NaN or infinite
+   */
+  public static int sample(Engine engine, Tensor logits, Sampler sampler) {
+    checkRank("logits", logits, 1);
+    engine.enter();
+    try (Arena arena = Arena.ofConfined()) {
+      MemorySegment token = arena.allocate(JAVA_INT);
+      MemorySegment logProb = arena.allocate(JAVA_FLOAT);
+      MemorySegment s = m4j_sample_args.allocate(arena);
+      m4j_sample_args.struct_size(s, m4j_sample_args.sizeof());
+      m4j_sample_args.samplings(s, arena.allocateFrom(C_POINTER, sampler.prepare()));
+      m4j_sample_args.tokens(s, token);
+      m4j_sample_args.log_probs(s, logProb);
+      new OpCall(arena)
+          .input(m4j_sample_args.logits(s), "logits", logits.reshape(1, logits.size()))
+          .invoke(OpFunction.SAMPLE, engine.pointer(), s);
+      sampler.chosen(token.get(JAVA_INT, 0), logProb.get(JAVA_FLOAT, 0));
+      return token.get(JAVA_INT, 0);
+    } finally {
+      engine.leave();
+      Reference.reachabilityFence(sampler);
+    }
   }
 
   private static Tensor overRows(Engine engine, Tensor x, Tensor out, boolean log) {

@@ -84,6 +84,43 @@ public final class Session implements AutoCloseable {
   }
 
   /**
+   * Feeds one token and returns the one that {@code sampler} chooses after it. Allocates nothing on the Java heap.
+   *
+   * @throws MambaException if a logit is NaN or infinite: weights or state are damaged
+   */
+  public int next(Sampler sampler, int token) {
+    enter();
+    try {
+      single[0] = token;
+      return nextAfter(sampler, single, 0, 1);
+    } finally {
+      leave();
+    }
+  }
+
+  /** Feeds one or more tokens and returns the one that {@code sampler} chooses after the last one. */
+  public int next(Sampler sampler, int... tokens) {
+    return next(sampler, tokens, 0, tokens.length);
+  }
+
+  /**
+   * Feeds {@code tokens[offset] ... tokens[offset + length - 1]} and returns the token that {@code sampler} chooses after
+   * the last one. It is chosen where the logits are computed; there are no {@link #logits} then.
+   *
+   * @throws IllegalArgumentException if there is no token or one is outside of the vocabulary
+   * @throws IllegalStateException if the session or its model is closed, or another call uses the session
+   * @throws MambaException if a logit is NaN or infinite: weights or state are damaged
+   */
+  public int next(Sampler sampler, int[] tokens, int offset, int length) {
+    enter();
+    try {
+      return nextAfter(sampler, tokens, offset, length);
+    } finally {
+      leave();
+    }
+  }
+
+  /**
    * Feeds one or more tokens and returns the logits after each: [tokens, vocabulary], in memory of its own that lives
    * as long as it is reachable. {@link #logits} are then those after the last one.
    */
@@ -107,12 +144,12 @@ public final class Session implements AutoCloseable {
    * feeds tokens overwrites it, and it ends when the session is closed or becomes unreachable.
    *
    * @throws IllegalStateException if no token was fed since the beginning, a {@link #reset} or a {@link #restore}, or
-   *     the last ones in a {@link Batch}, which then has the logits
+   *     the last ones in a {@link Batch}, which then has the logits, or with a {@link Sampler}
    */
   public Tensor logits() {
     handle.gate.checkOpen();
     if (!logitsValid) {
-      throw new IllegalStateException("the session has no logits yet: advance it, by itself and not in a batch");
+      throw new IllegalStateException("the session has no logits: advance it, by itself and not in a batch, without a sampler");
     }
     return logits;
   }
@@ -234,10 +271,38 @@ public final class Session implements AutoCloseable {
     run(tokens, offset, length, mamba4j_h.M4J_LOGITS_LAST(), logits.segment());
   }
 
-  private void run(int[] tokens, int offset, int length, int logitsMode, MemorySegment target) {
+  private int nextAfter(Sampler sampler, int[] tokens, int offset, int length) {
+    checkTokens(tokens, offset, length);
+    feed(tokens, offset, length);
+    handle.call.sampling(0, sampler.prepare());
+    check(handle.call.next(states()));
+    Reference.reachabilityFence(sampler);
+    position += length;
+    logitsValid = false;
+    return accept(sampler, handle.call, 0);
+  }
+
+  /** Lets the sampler know what was chosen for sequence {@code i} of a call. */
+  static int accept(Sampler sampler, AdvanceCall call, int i) {
+    int token = call.sampled(i);
+    if (token < 0) {
+      throw new MambaException(
+          "sequence %d of the call: logits[%d] is %s, expected finite numbers: the weights or the state are damaged; reset"
+                  .formatted(i, -1 - token, call.logProb(i))
+              + " or restore the session");
+    }
+    sampler.chosen(token, call.logProb(i));
+    return token;
+  }
+
+  private void feed(int[] tokens, int offset, int length) {
     checkUsable();
     handle.call.clear();
     handle.call.add(handle.slot, tokens, offset, length);
+  }
+
+  private void run(int[] tokens, int offset, int length, int logitsMode, MemorySegment target) {
+    feed(tokens, offset, length);
     check(handle.call.run(states(), logitsMode, target));
     position += length;
     logitsValid = true;

@@ -1,7 +1,9 @@
 package org.mamba4j.internal;
 
+import static java.lang.foreign.ValueLayout.JAVA_FLOAT;
 import static java.lang.foreign.ValueLayout.JAVA_INT;
 import static java.lang.foreign.ValueLayout.JAVA_LONG;
+import static org.mamba4j.ffi.mamba4j_h.C_POINTER;
 
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
@@ -16,6 +18,9 @@ public final class AdvanceCall {
   private final MemorySegment error;
   private final MemorySegment slots; // [maxSequences]
   private final MemorySegment offsets; // [maxSequences + 1]
+  private final MemorySegment samplings; // [maxSequences] m4j_sampling*
+  private final MemorySegment sampled; // [maxSequences]
+  private final MemorySegment logProbs; // [maxSequences]
   private Arena tokensArena = Arena.ofShared();
   private MemorySegment tokens; // grows
   private long sequences;
@@ -24,12 +29,17 @@ public final class AdvanceCall {
   public AdvanceCall(int maxSequences) {
     offsets = arena.allocate(JAVA_LONG, maxSequences + 1L); // the largest first: if it fails nothing is left behind
     slots = arena.allocate(JAVA_LONG, maxSequences);
+    samplings = arena.allocate(C_POINTER, maxSequences);
+    sampled = arena.allocate(JAVA_INT, maxSequences);
+    logProbs = arena.allocate(JAVA_FLOAT, maxSequences);
     args = m4j_advance_args.allocate(arena);
     error = m4j_error.allocate(arena);
     tokens = tokensArena.allocate(JAVA_INT, 32);
     m4j_advance_args.struct_size(args, m4j_advance_args.sizeof());
     m4j_advance_args.slots(args, slots);
     m4j_advance_args.offsets(args, offsets);
+    m4j_advance_args.sampled(args, sampled);
+    m4j_advance_args.log_probs(args, logProbs);
   }
 
   /** Memory that lives as long as this. */
@@ -84,7 +94,32 @@ public final class AdvanceCall {
     m4j_advance_args.logits_mode(args, logitsMode);
     m4j_advance_args.logits(args, logits);
     m4j_advance_args.logits_capacity(args, logits.byteSize() / Float.BYTES);
+    m4j_advance_args.samplings(args, MemorySegment.NULL);
     return mamba4j_h.m4j_advance(states, args, error);
+  }
+
+  /** How {@link #next} chooses for sequence {@code i}: an m4j_sampling that the caller keeps alive, or NULL. */
+  public void sampling(long i, MemorySegment sampling) {
+    samplings.setAtIndex(C_POINTER, i, sampling);
+  }
+
+  /** Calls m4j_advance so that it chooses tokens instead of giving logits, and returns its status. */
+  public int next(MemorySegment states) {
+    m4j_advance_args.n_seqs(args, sequences);
+    m4j_advance_args.tokens(args, tokens);
+    m4j_advance_args.logits_mode(args, mamba4j_h.M4J_LOGITS_NONE());
+    m4j_advance_args.samplings(args, samplings);
+    return mamba4j_h.m4j_advance(states, args, error);
+  }
+
+  /** The token chosen for sequence {@code i}; below 0: {@code -1 - sampled} is the number of a logit that is not finite. */
+  public int sampled(long i) {
+    return sampled.getAtIndex(JAVA_INT, i);
+  }
+
+  /** Logarithm of the probability of that token, or the logit that is not finite. */
+  public float logProb(long i) {
+    return logProbs.getAtIndex(JAVA_FLOAT, i);
   }
 
   /** Frees the memory; no call may be running. */

@@ -24,6 +24,9 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     int32_t reserved;
  *     float *logits;
  *     int64_t logits_capacity;
+ *     const m4j_sampling *const *samplings;
+ *     int32_t *sampled;
+ *     float *log_probs;
  * }
  * }
  */
@@ -42,7 +45,10 @@ public class m4j_advance_args {
         mamba4j_h.C_INT.withName("logits_mode"),
         mamba4j_h.C_INT.withName("reserved"),
         mamba4j_h.C_POINTER.withName("logits"),
-        mamba4j_h.C_LONG.withName("logits_capacity")
+        mamba4j_h.C_LONG.withName("logits_capacity"),
+        mamba4j_h.C_POINTER.withName("samplings"),
+        mamba4j_h.C_POINTER.withName("sampled"),
+        mamba4j_h.C_POINTER.withName("log_probs")
     ).withName("m4j_advance_args");
 
     /**
@@ -446,6 +452,138 @@ public class m4j_advance_args {
      */
     public static void logits_capacity(MemorySegment struct, long fieldValue) {
         struct.set(logits_capacity$LAYOUT, logits_capacity$OFFSET, fieldValue);
+    }
+
+    private static final AddressLayout samplings$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("samplings"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * const m4j_sampling *const *samplings
+     * }
+     */
+    public static final AddressLayout samplings$layout() {
+        return samplings$LAYOUT;
+    }
+
+    private static final long samplings$OFFSET = $LAYOUT.byteOffset(groupElement("samplings"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * const m4j_sampling *const *samplings
+     * }
+     */
+    public static final long samplings$offset() {
+        return samplings$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * const m4j_sampling *const *samplings
+     * }
+     */
+    public static MemorySegment samplings(MemorySegment struct) {
+        return struct.get(samplings$LAYOUT, samplings$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * const m4j_sampling *const *samplings
+     * }
+     */
+    public static void samplings(MemorySegment struct, MemorySegment fieldValue) {
+        struct.set(samplings$LAYOUT, samplings$OFFSET, fieldValue);
+    }
+
+    private static final AddressLayout sampled$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("sampled"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * int32_t *sampled
+     * }
+     */
+    public static final AddressLayout sampled$layout() {
+        return sampled$LAYOUT;
+    }
+
+    private static final long sampled$OFFSET = $LAYOUT.byteOffset(groupElement("sampled"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * int32_t *sampled
+     * }
+     */
+    public static final long sampled$offset() {
+        return sampled$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * int32_t *sampled
+     * }
+     */
+    public static MemorySegment sampled(MemorySegment struct) {
+        return struct.get(sampled$LAYOUT, sampled$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * int32_t *sampled
+     * }
+     */
+    public static void sampled(MemorySegment struct, MemorySegment fieldValue) {
+        struct.set(sampled$LAYOUT, sampled$OFFSET, fieldValue);
+    }
+
+    private static final AddressLayout log_probs$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("log_probs"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * float *log_probs
+     * }
+     */
+    public static final AddressLayout log_probs$layout() {
+        return log_probs$LAYOUT;
+    }
+
+    private static final long log_probs$OFFSET = $LAYOUT.byteOffset(groupElement("log_probs"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * float *log_probs
+     * }
+     */
+    public static final long log_probs$offset() {
+        return log_probs$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * float *log_probs
+     * }
+     */
+    public static MemorySegment log_probs(MemorySegment struct) {
+        return struct.get(log_probs$LAYOUT, log_probs$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * float *log_probs
+     * }
+     */
+    public static void log_probs(MemorySegment struct, MemorySegment fieldValue) {
+        struct.set(log_probs$LAYOUT, log_probs$OFFSET, fieldValue);
     }
 
     /**

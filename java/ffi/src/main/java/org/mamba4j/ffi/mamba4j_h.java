@@ -430,7 +430,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_F32 = (int)0L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:94:1).M4J_F32 = 0
+     * enum enum (unnamed at ./mamba4j.h:95:1).M4J_F32 = 0
      * }
      */
     public static int M4J_F32() {
@@ -439,7 +439,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_F16 = (int)1L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:94:1).M4J_F16 = 1
+     * enum enum (unnamed at ./mamba4j.h:95:1).M4J_F16 = 1
      * }
      */
     public static int M4J_F16() {
@@ -448,7 +448,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_BF16 = (int)2L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:94:1).M4J_BF16 = 2
+     * enum enum (unnamed at ./mamba4j.h:95:1).M4J_BF16 = 2
      * }
      */
     public static int M4J_BF16() {
@@ -457,7 +457,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_Q8_0 = (int)3L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:94:1).M4J_Q8_0 = 3
+     * enum enum (unnamed at ./mamba4j.h:95:1).M4J_Q8_0 = 3
      * }
      */
     public static int M4J_Q8_0() {
@@ -466,7 +466,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_Q4_0 = (int)4L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:94:1).M4J_Q4_0 = 4
+     * enum enum (unnamed at ./mamba4j.h:95:1).M4J_Q4_0 = 4
      * }
      */
     public static int M4J_Q4_0() {
@@ -475,7 +475,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_LOG_DEBUG = (int)0L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:110:1).M4J_LOG_DEBUG = 0
+     * enum enum (unnamed at ./mamba4j.h:111:1).M4J_LOG_DEBUG = 0
      * }
      */
     public static int M4J_LOG_DEBUG() {
@@ -484,7 +484,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_LOG_INFO = (int)1L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:110:1).M4J_LOG_INFO = 1
+     * enum enum (unnamed at ./mamba4j.h:111:1).M4J_LOG_INFO = 1
      * }
      */
     public static int M4J_LOG_INFO() {
@@ -493,7 +493,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_LOG_WARNING = (int)2L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:110:1).M4J_LOG_WARNING = 2
+     * enum enum (unnamed at ./mamba4j.h:111:1).M4J_LOG_WARNING = 2
      * }
      */
     public static int M4J_LOG_WARNING() {
@@ -502,7 +502,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_LOG_ERROR = (int)3L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:110:1).M4J_LOG_ERROR = 3
+     * enum enum (unnamed at ./mamba4j.h:111:1).M4J_LOG_ERROR = 3
      * }
      */
     public static int M4J_LOG_ERROR() {
@@ -511,7 +511,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_DEVICE_CPU = (int)0L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:116:1).M4J_DEVICE_CPU = 0
+     * enum enum (unnamed at ./mamba4j.h:117:1).M4J_DEVICE_CPU = 0
      * }
      */
     public static int M4J_DEVICE_CPU() {
@@ -520,7 +520,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_DEVICE_CUDA = (int)1L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:116:1).M4J_DEVICE_CUDA = 1
+     * enum enum (unnamed at ./mamba4j.h:117:1).M4J_DEVICE_CUDA = 1
      * }
      */
     public static int M4J_DEVICE_CUDA() {
@@ -890,7 +890,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_MAMBA1 = (int)1L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:148:1).M4J_MAMBA1 = 1
+     * enum enum (unnamed at ./mamba4j.h:149:1).M4J_MAMBA1 = 1
      * }
      */
     public static int M4J_MAMBA1() {
@@ -899,7 +899,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_FALCON_MAMBA = (int)2L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:148:1).M4J_FALCON_MAMBA = 2
+     * enum enum (unnamed at ./mamba4j.h:149:1).M4J_FALCON_MAMBA = 2
      * }
      */
     public static int M4J_FALCON_MAMBA() {
@@ -908,7 +908,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_MAMBA2 = (int)3L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:148:1).M4J_MAMBA2 = 3
+     * enum enum (unnamed at ./mamba4j.h:149:1).M4J_MAMBA2 = 3
      * }
      */
     public static int M4J_MAMBA2() {
@@ -1974,7 +1974,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_LOGITS_NONE = (int)0L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:251:1).M4J_LOGITS_NONE = 0
+     * enum enum (unnamed at ./mamba4j.h:281:1).M4J_LOGITS_NONE = 0
      * }
      */
     public static int M4J_LOGITS_NONE() {
@@ -1983,7 +1983,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_LOGITS_LAST = (int)1L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:251:1).M4J_LOGITS_LAST = 1
+     * enum enum (unnamed at ./mamba4j.h:281:1).M4J_LOGITS_LAST = 1
      * }
      */
     public static int M4J_LOGITS_LAST() {
@@ -1992,7 +1992,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_LOGITS_ALL = (int)2L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:251:1).M4J_LOGITS_ALL = 2
+     * enum enum (unnamed at ./mamba4j.h:281:1).M4J_LOGITS_ALL = 2
      * }
      */
     public static int M4J_LOGITS_ALL() {
@@ -2618,6 +2618,68 @@ public class mamba4j_h extends mamba4j_h$shared {
                 traceDowncall("m4j_log_softmax", engine, x, out, err);
             }
             return (int)mh$.invokeExact(engine, x, out, err);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class m4j_sample {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            mamba4j_h.C_INT,
+            mamba4j_h.C_POINTER,
+            mamba4j_h.C_POINTER,
+            mamba4j_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("m4j_sample");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * m4j_status m4j_sample(m4j_engine *engine, const m4j_sample_args *args, m4j_error *err)
+     * }
+     */
+    public static FunctionDescriptor m4j_sample$descriptor() {
+        return m4j_sample.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * m4j_status m4j_sample(m4j_engine *engine, const m4j_sample_args *args, m4j_error *err)
+     * }
+     */
+    public static MethodHandle m4j_sample$handle() {
+        return m4j_sample.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * m4j_status m4j_sample(m4j_engine *engine, const m4j_sample_args *args, m4j_error *err)
+     * }
+     */
+    public static MemorySegment m4j_sample$address() {
+        return m4j_sample.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * m4j_status m4j_sample(m4j_engine *engine, const m4j_sample_args *args, m4j_error *err)
+     * }
+     */
+    public static int m4j_sample(MemorySegment engine, MemorySegment args, MemorySegment err) {
+        var mh$ = m4j_sample.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("m4j_sample", engine, args, err);
+            }
+            return (int)mh$.invokeExact(engine, args, err);
         } catch (Error | RuntimeException ex) {
            throw ex;
         } catch (Throwable ex$) {

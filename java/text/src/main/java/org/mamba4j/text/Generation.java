@@ -3,17 +3,21 @@ package org.mamba4j.text;
 import java.time.Duration;
 import java.util.Arrays;
 import java.util.Set;
-import org.mamba4j.Tensor;
+import org.mamba4j.Sampler;
 
 /** One generation, token by token: {@link #next} computes as far as the next token and no further. */
 final class Generation implements AutoCloseable {
   static final int PREFILL_CHUNK = 512;
+  private static final int NO_TOKEN = -1;
 
   /** Feeds tokens to a sequence. */
   @FunctionalInterface
   interface Forward {
-    /** Logits [vocab] after {@code ids[from..from + length)}, valid until the next call. */
-    Tensor advance(int[] ids, int from, int length);
+    /**
+     * Feeds {@code ids[from..from + length)} and returns the token that {@code sampler} chooses after them. Without a
+     * sampler, null, they are only fed.
+     */
+    int next(Sampler sampler, int[] ids, int from, int length);
   }
 
   private final Forward forward;
@@ -62,12 +66,11 @@ final class Generation implements AutoCloseable {
       return null;
     }
     long start = System.nanoTime();
-    Tensor logits = count == 0 ? prefill() : cancelled() ? null : forward.advance(tokens, count - 1, 1);
-    if (logits == null) {
+    int id = count == 0 ? prefill() : cancelled() ? NO_TOKEN : forward.next(sampler, tokens, count - 1, 1);
+    if (id == NO_TOKEN) {
       finishReason = FinishReason.CANCELLED;
       return null;
     }
-    int id = sampler.next(logits);
     if (count == tokens.length) {
       tokens = Arrays.copyOf(tokens, 2 * count);
     }
@@ -83,15 +86,16 @@ final class Generation implements AutoCloseable {
     return new GeneratedToken(id, fresh, sampler.logProb(), count - 1);
   }
 
-  private Tensor prefill() {
-    Tensor logits = null;
+  private int prefill() {
+    int id = NO_TOKEN;
     for (int from = 0; from < prompt.length; from += PREFILL_CHUNK) {
       if (cancelled()) {
-        return null;
+        return NO_TOKEN;
       }
-      logits = forward.advance(prompt, from, Math.min(PREFILL_CHUNK, prompt.length - from));
+      boolean last = prompt.length - from <= PREFILL_CHUNK;
+      id = forward.next(last ? sampler : null, prompt, from, Math.min(PREFILL_CHUNK, prompt.length - from));
     }
-    return cancelled() ? null : logits;
+    return cancelled() ? NO_TOKEN : id;
   }
 
   private boolean cancelled() {

@@ -5,6 +5,7 @@ import java.util.List;
 import java.util.Objects;
 import java.util.Set;
 import java.util.stream.Collectors;
+import org.mamba4j.SamplingOptions;
 
 /**
  * What to generate and when to stop. Immutable; {@code with} methods return changed copies.

@@ -297,9 +297,12 @@ public final class TextModel implements AutoCloseable {
     StreamDecoder decoder = tokenizer == null ? null : tokenizer.newStreamDecoder(ids);
     Session session = model.newSession();
     return new Generation(
-        (tokens, from, length) -> {
-          session.advance(tokens, from, length);
-          return session.logits();
+        (sampler, tokens, from, length) -> {
+          if (sampler == null) {
+            session.advance(tokens, from, length);
+            return 0;
+          }
+          return session.next(sampler, tokens, from, length);
         },
         session::close, ids, vocabSize, decoder, stops, options);
   }

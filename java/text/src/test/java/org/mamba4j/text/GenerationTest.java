@@ -25,6 +25,11 @@ import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
 import org.mamba4j.DType;
+import org.mamba4j.Engine;
+import org.mamba4j.EngineOptions;
+import org.mamba4j.Ops;
+import org.mamba4j.Sampler;
+import org.mamba4j.SamplingOptions;
 import org.mamba4j.Tensor;
 
 /** The generation loop over a model that says what a script tells it to. */
@@ -33,15 +38,22 @@ class GenerationTest {
   private static final int VOCAB = 4096;
   private static final int END = 0;
   private static Tokenizer tokenizer;
+  private static Engine engine;
 
   @BeforeAll
   static void load() {
     tokenizer = Fixtures.demoTokenizer();
+    engine = Engine.create(EngineOptions.defaults().withThreads(1));
   }
 
   @AfterAll
   static void close() {
     tokenizer.close();
+    engine.close();
+  }
+
+  private static int sample(Tensor logits, Sampler sampler) {
+    return sampler == null ? 0 : Ops.sample(engine, logits, sampler);
   }
 
   /** Always prefers the next id of the script, then the end token; checks that it is fed what it said. */
@@ -61,7 +73,7 @@ class GenerationTest {
     }
 
     @Override
-    public Tensor advance(int[] tokens, int from, int length) {
+    public int next(Sampler sampler, int[] tokens, int from, int length) {
       beforeCall.run();
       calls.incrementAndGet();
       for (int i = from; i < from + length; i++) {
@@ -71,7 +83,7 @@ class GenerationTest {
       int step = fed.size() - promptLength;
       preferred = step < ids.length && step >= 0 ? ids[step] : END;
       logits.setFloat(10, preferred);
-      return logits;
+      return sample(logits, sampler);
     }
   }
 
@@ -249,7 +261,8 @@ class GenerationTest {
     List<int[]> runs = Stream.of(1L, 1L, 2L).map(seed -> {
       GenerationOptions options = GenerationOptions.defaults()
           .withMaxNewTokens(30).withStopTokens().withSampling(SamplingOptions.random(1, seed));
-      try (var generation = new Generation((_, _, _) -> logits, () -> {}, new int[] {1}, VOCAB, null, Set.of(), options)) {
+      try (var generation = new Generation(
+          (sampler, _, _, _) -> sample(logits, sampler), () -> {}, new int[] {1}, VOCAB, null, Set.of(), options)) {
         drain(generation);
         assertEquals("", generation.result().text(), "no tokenizer, no text");
         return generation.result().tokens();
@@ -265,7 +278,8 @@ class GenerationTest {
     Tensor logits = Fixtures.logits(0, 1, 2, 3, 4, 5, 4.5f);
     var options = GenerationOptions.defaults()
         .withMaxNewTokens(1).withSampling(SamplingOptions.greedy().withRepetitionPenalty(2));
-    try (var generation = new Generation((_, _, _) -> logits, () -> {}, prompt, 7, null, Set.of(), options)) {
+    try (var generation = new Generation(
+        (sampler, _, _, _) -> sample(logits, sampler), () -> {}, prompt, 7, null, Set.of(), options)) {
       assertEquals(6, generation.next().id());
     }
   }

@@ -25,6 +25,7 @@ import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
 import org.mamba4j.Engine;
+import org.mamba4j.SamplingOptions;
 import org.mamba4j.checkpoint.SafetensorsFile;
 
 /** Real models: the bundled one, and the goldens, which have no tokenizer. */

@@ -1,4 +1,4 @@
-package org.mamba4j.text;
+package org.mamba4j;
 
 /**
  * How the next token is chosen. Immutable; {@code with} methods return changed copies.

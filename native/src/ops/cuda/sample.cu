@@ -1,0 +1,373 @@
+// One block a row, which it walks a few times: for the largest score, once or twice for each filter that ends within the
+// row, for the sum of what is left, and a warp's part of it for the token. Nothing is sorted: a filter ends in one of
+// 2,048 bins of scores, and only the keys in that bin are compared with each other. Sums are of integers, so neither the
+// order of atomic additions nor the number of threads changes a result.
+#include <climits>
+
+#include "ops/cuda/cuda_ops.h"
+#include "ops/cuda/vec.cuh"
+#include "ops/sampling.h"
+
+namespace m4j::cuda {
+namespace {
+
+constexpr int kWarps = 32;
+constexpr int kThreads = kWarp * kWarps;
+constexpr int kVec = 4;     // logits of a load
+constexpr int kAtOnce = 4;  // loads in flight
+constexpr int kBinBits = 11;
+constexpr int kBins = 1 << kBinBits;
+constexpr float kBinsOfOne = kBins / 41.0f;  // bins of a factor of 2 in weight, which ends at 2^-40
+constexpr int kListed = 512;                 // keys that are compared with each other
+constexpr int kCrowd = 8;                    // lanes with one bin that add up before they count
+
+struct Shared {
+  SampleItem item;
+  uint32_t counts[kBins];
+  uint32_t low[kBins], high[kBins];  // halves of sums of weights: the hardware adds 32 bits
+  uint64_t keys[kListed], weights[kListed];
+  uint64_t partials[kWarps];
+  uint64_t before;  // of the bin found
+  uint64_t least;
+  int bin, listed;
+};
+
+__device__ uint64_t add(uint64_t a, uint64_t b) { return a + b; }
+__device__ uint64_t larger(uint64_t a, uint64_t b) { return a > b ? a : b; }
+__device__ uint64_t smaller(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
+template <typename Op>
+__device__ uint64_t warp_reduce(uint64_t v, Op op) {
+#pragma unroll
+  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) v = op(v, __shfl_xor_sync(~0u, v, lanes));
+  return v;
+}
+
+// Of the lanes up to this one.
+__device__ uint64_t warp_running_sum(uint64_t v) {
+#pragma unroll
+  for (int lanes = 1; lanes < kWarp; lanes *= 2) {
+    const uint64_t other = __shfl_up_sync(~0u, v, lanes);
+    if (threadIdx.x % kWarp >= lanes) v += other;
+  }
+  return v;
+}
+
+class Row {
+ public:
+  __device__ Row(Shared& shared, uint32_t* recent, const float* logits)
+      : s(shared), item(shared.item), recent_(recent), x(logits), n(static_cast<int>(item.candidates)),
+        lane(threadIdx.x % kWarp), warp(threadIdx.x / kWarp) {
+    // Loads begin at multiples of 16 bytes; those that reach over an end of the row are taken apart.
+    lead = static_cast<int>(reinterpret_cast<uintptr_t>(x) / sizeof(float) % kVec);
+    const int vectors = (n + lead + kVec - 1) / kVec, share = (vectors + kWarps - 1) / kWarps;
+    begin = min(warp * share, vectors);
+    end = min(begin + share, vectors);
+    mark_recent();
+  }
+
+  __device__ void sample(SampleResult* result) {
+    uint64_t best = 0, largest_logit_key = 0;
+    int bad = INT_MAX;
+    find_largest(best, largest_logit_key, bad);
+    if (bad != INT_MAX) return write_by_first(result, {-1 - bad, x[bad]});
+    largest = score_of_key(best);
+    const bool greedy = item.scale == 0;
+    if (greedy && item.log_prob == 0) return write_by_first(result, {id_of_key(best), 0});
+    uint64_t least = greedy ? best : 0;
+    if (!greedy && item.top_k < n) least = border(least, true);
+    if (!greedy && item.top_p != 0) least = border(least, false);
+    draw(least, greedy, score_of_key(largest_logit_key), result);
+  }
+
+ private:
+  __device__ void mark_recent() {
+    if (item.n_recent == 0) return;
+    for (int i = static_cast<int>(threadIdx.x); i < (n + 31) / 32; i += kThreads) recent_[i] = 0;
+    __syncthreads();
+    for (int64_t i = threadIdx.x; i < item.n_recent; i += kThreads) {
+      const int32_t id = item.recent[i];
+      if (id >= 0 && id < n) atomicOr(recent_ + id / 32, 1u << id % 32);
+    }
+    __syncthreads();
+  }
+
+  __device__ float score(int id, float logit) const {
+    const float v = flushed(logit);
+    if (item.n_recent == 0 || id < 0 || id >= n) return v;
+    return recent_[id / 32] >> id % 32 & 1 ? penalised(v, item.penalty) : v;
+  }
+
+  // body(first id, logits [kVec]) until it says true; all lanes together, neighbouring lanes with neighbouring ids, which
+  // ascend from call to call. Ids below 0 or from n on are none.
+  template <typename Body>
+  __device__ void walk(Body&& body) const {
+    for (int v = begin; v < end; v += kWarp * kAtOnce) {
+      float logits[kAtOnce][kVec];
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        const int id = (v + u * kWarp + lane) * kVec - lead;
+        if (id >= 0 && id + kVec <= n && v + u * kWarp + lane < end) {
+          load_floats<kVec>(x + id, logits[u]);
+        } else {
+#pragma unroll
+          for (int c = 0; c < kVec; ++c) logits[u][c] = id + c >= 0 && id + c < n ? x[id + c] : 0;
+        }
+      }
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        const int vector = v + u * kWarp + lane;
+        if (body(vector < end ? vector * kVec - lead : n, logits[u])) return;
+      }
+    }
+  }
+
+  // body(id, logit, whether there is such an id)
+  template <typename Body>
+  __device__ void for_each(Body&& body) const {
+    walk([&](int id, const float (&logits)[kVec]) {
+#pragma unroll
+      for (int c = 0; c < kVec; ++c) body(id + c, logits[c], id + c >= 0 && id + c < n);
+      return false;
+    });
+  }
+
+  template <typename Op>
+  __device__ uint64_t block_reduce(uint64_t v, Op op) {
+    v = warp_reduce(v, op);
+    if (lane == 0) s.partials[warp] = v;
+    __syncthreads();
+    v = warp_reduce(s.partials[lane], op);
+    __syncthreads();
+    return v;
+  }
+
+  __device__ void find_largest(uint64_t& best, uint64_t& largest_logit_key, int& bad) {
+    float top = -INFINITY, top_logit = -INFINITY;
+    int top_id = 0;
+    for_each([&](int id, float logit, bool exists) {
+      if (!exists) return;
+      if (!is_finite_number(logit)) bad = min(bad, id);
+      const float v = score(id, logit);
+      if (v > top) top = v, top_id = id;
+      top_logit = fmaxf(top_logit, flushed(logit));
+    });
+    bad = static_cast<int>(block_reduce(static_cast<uint64_t>(bad), smaller));
+    best = block_reduce(top == -INFINITY ? 0 : sample_key(top, top_id), larger);
+    largest_logit_key = best;
+    if (item.n_recent > 0) largest_logit_key = block_reduce(top_logit == -INFINITY ? 0 : sample_key(top_logit, 0), larger);
+  }
+
+  // Everything there is to know of a token.
+  struct Token {
+    uint64_t key, weight;
+    int bin;
+  };
+  __device__ Token token(int id, float logit) const {
+    const float v = score(id, logit), y = sample_exponent(v, largest, item.scale);
+    return {sample_key(v, id), sample_weight(y), min(static_cast<int>(y * -kBinsOfOne), kBins - 1)};
+  }
+
+  // The least key that stays if, of keys from `least` on, so many stay (by_count) or as many as weigh enough for top-p.
+  // Where a bin holds too many keys to compare, its range is divided into bins in turn.
+  __device__ uint64_t border(uint64_t least, bool by_count) {
+    uint64_t first = least, last = ~uint64_t{0}, needed = 0;
+    int shift = -1;  // not by keys yet, but by exponents of weights
+    const auto bin_of = [&](const Token& t) {
+      if (t.weight == 0 || t.key < first || t.key > last) return -1;
+      return shift < 0 ? t.bin : static_cast<int>((last - t.key) >> shift);
+    };
+    for (;;) {
+      count(bin_of);
+      if (!find_bin(shift < 0, by_count, needed)) return least;
+      const int bin = s.bin;
+      needed -= s.before;
+      if (s.counts[bin] <= kListed) return compare_listed(bin_of, bin, by_count, needed);
+      if (shift < 0) {
+        uint64_t low = ~uint64_t{0}, high = 0;
+        for_each([&](int id, float logit, bool exists) {
+          const Token t = token(id, logit);
+          if (!exists || bin_of(t) != bin) return;
+          low = smaller(low, t.key), high = larger(high, t.key);
+        });
+        first = block_reduce(low, smaller);
+        last = block_reduce(high, larger);
+      } else {
+        last -= static_cast<uint64_t>(bin) << shift;
+        const uint64_t low = last - ((uint64_t{1} << shift) - 1);
+        first = low > last ? first : larger(first, low);
+        __syncthreads();  // all have read what count() clears
+      }
+      shift = max(0, 64 - __clzll(static_cast<long long>(last - first)) - kBinBits);
+    }
+  }
+
+  template <typename BinOf>
+  __device__ void count(BinOf&& bin_of) {
+    for (int i = static_cast<int>(threadIdx.x); i < kBins; i += kThreads) s.counts[i] = s.low[i] = s.high[i] = 0;
+    __syncthreads();
+    for_each([&](int id, float logit, bool exists) {
+      const Token t = token(id, logit);
+      const int bin = exists ? bin_of(t) : -1;
+      const unsigned counted = __ballot_sync(~0u, bin >= 0);
+      if (counted == 0) return;
+      const int leader = __ffs(static_cast<int>(counted)) - 1;
+      const bool with_leader = bin >= 0 && bin == __shfl_sync(~0u, bin, leader);
+      const int crowd = __popc(__ballot_sync(~0u, with_leader));
+      if (crowd < kCrowd) {
+        if (bin >= 0) add_to_bin(bin, 1, t.weight);
+        return;
+      }
+      const uint64_t weight = warp_reduce(with_leader ? t.weight : 0, add);
+      if (lane == leader) {
+        add_to_bin(bin, static_cast<uint32_t>(crowd), weight);
+      } else if (bin >= 0 && !with_leader) {
+        add_to_bin(bin, 1, t.weight);
+      }
+    });
+    __syncthreads();
+  }
+
+  __device__ void add_to_bin(int bin, uint32_t count, uint64_t weight) {
+    atomicAdd(&s.counts[bin], count);
+    const uint32_t low = static_cast<uint32_t>(weight);
+    uint32_t high = static_cast<uint32_t>(weight >> 32);
+    if (atomicAdd(&s.low[bin], low) + low < low) ++high;
+    if (high > 0) atomicAdd(&s.high[bin], high);
+  }
+
+  // The bin at which the running sum reaches `needed`, which the first time follows from the total; false if all stay.
+  __device__ bool find_bin(bool first_time, bool by_count, uint64_t& needed) {
+    const auto value = [&](int bin) -> uint64_t {
+      return by_count ? s.counts[bin] : static_cast<uint64_t>(s.high[bin]) << 32 | s.low[bin];
+    };
+    const int bin = 2 * static_cast<int>(threadIdx.x);
+    const uint64_t a = value(bin), b = value(bin + 1);
+    uint64_t running = warp_running_sum(a + b);
+    if (lane == kWarp - 1) s.partials[warp] = running;
+    __syncthreads();
+    const uint64_t of_warps = warp_running_sum(s.partials[lane]);
+    const uint64_t total = __shfl_sync(~0u, of_warps, kWarps - 1), up_to_warp = __shfl_sync(~0u, of_warps, warp);
+    running += up_to_warp - s.partials[warp];
+    if (first_time) {
+      needed = by_count ? static_cast<uint64_t>(item.top_k) : enough_weight(total, item.top_p);
+      if (total <= needed) {
+        __syncthreads();
+        return false;
+      }
+    }
+    const uint64_t before = running - a - b;
+    if (before < needed && running >= needed) {
+      const bool in_a = before + a >= needed;
+      s.bin = in_a ? bin : bin + 1;
+      s.before = in_a ? before : before + a;
+      s.listed = 0;
+    }
+    __syncthreads();
+    return true;
+  }
+
+  template <typename BinOf>
+  __device__ uint64_t compare_listed(BinOf&& bin_of, int bin, bool by_count, uint64_t needed) {
+    for_each([&](int id, float logit, bool exists) {
+      const Token t = token(id, logit);
+      if (!exists || bin_of(t) != bin) return;
+      const int i = atomicAdd(&s.listed, 1);
+      s.keys[i] = t.key;
+      s.weights[i] = by_count ? 1 : t.weight;
+    });
+    __syncthreads();
+    const int i = static_cast<int>(threadIdx.x);
+    if (i < s.listed) {
+      uint64_t before = 0;
+      for (int j = 0; j < s.listed; ++j) before += s.keys[j] > s.keys[i] ? s.weights[j] : 0;
+      if (before < needed && before + s.weights[i] >= needed) s.least = s.keys[i];
+    }
+    __syncthreads();
+    return s.least;
+  }
+
+  __device__ uint64_t kept_weight(int id, float logit, uint64_t least) const {
+    const Token t = token(id, logit);
+    return t.key >= least && t.weight >= item.min_weight && id >= 0 && id < n ? t.weight : 0;
+  }
+
+  // The token among keys from `least` on, which is the largest key if greedy.
+  __device__ void draw(uint64_t least, bool greedy, float largest_logit, SampleResult* result) {
+    uint64_t kept = 0, all = 0;
+    for_each([&](int id, float logit, bool exists) {
+      if (!greedy) kept += kept_weight(id, logit, least);
+      if (item.log_prob != 0 && exists) {
+        all += sample_weight(sample_exponent(flushed(logit), largest_logit, kNaturalScale));
+      }
+    });
+    if (item.log_prob != 0) all = block_reduce(all, add);
+    const auto finish = [&](int id) {
+      *result = {id, item.log_prob != 0 ? sample_log_prob(flushed(x[id]), largest_logit, all) : 0};
+    };
+    if (greedy) {
+      if (threadIdx.x == 0) finish(id_of_key(least));
+      return;
+    }
+    kept = warp_reduce(kept, add);
+    if (lane == 0) s.partials[warp] = kept;
+    __syncthreads();
+    const uint64_t of_warps = warp_running_sum(s.partials[lane]);
+    const uint64_t target = high_product(__shfl_sync(~0u, of_warps, kWarps - 1), item.random);
+    uint64_t before = __shfl_sync(~0u, of_warps, warp) - kept;
+    if (before > target || before + kept <= target) return;
+    walk([&](int id, const float (&logits)[kVec]) {
+      uint64_t mine[kVec], sum = 0;
+#pragma unroll
+      for (int c = 0; c < kVec; ++c) sum += mine[c] = kept_weight(id + c, logits[c], least);
+      const uint64_t running = before + warp_running_sum(sum);
+      const unsigned beyond = __ballot_sync(~0u, running > target);
+      before = __shfl_sync(~0u, running, kWarp - 1);
+      if (beyond == 0) return false;
+      if (lane == __ffs(static_cast<int>(beyond)) - 1) {
+        uint64_t up_to = running - sum;
+        int c = 0;
+#pragma unroll
+        for (int i = 0; i < kVec - 1; ++i) c += (up_to += mine[i]) <= target ? 1 : 0;
+        finish(id + c);
+      }
+      return true;
+    });
+  }
+
+  __device__ static void write_by_first(SampleResult* to, SampleResult result) {
+    if (threadIdx.x == 0) *to = result;
+  }
+
+  Shared& s;
+  const SampleItem& item;
+  uint32_t* const recent_;  // a bit for each id that is penalised
+  const float* const x;
+  const int n, lane, warp;
+  int lead, begin, end;  // of the warp's vectors
+  float largest;         // score
+};
+
+__global__ void __launch_bounds__(kThreads) sample_kernel(const __grid_constant__ SampleArgs a) {
+  __shared__ Shared shared;
+  extern __shared__ uint32_t recent[];
+  constexpr int kWords = sizeof(SampleItem) / sizeof(uint32_t);
+  if (threadIdx.x < kWords) {
+    reinterpret_cast<uint32_t*>(&shared.item)[threadIdx.x] =
+        reinterpret_cast<const uint32_t*>(a.items + blockIdx.x)[threadIdx.x];
+  }
+  __syncthreads();
+  if (shared.item.candidates == 0) return;
+  Row(shared, recent, a.logits + shared.item.row * a.ld_logits).sample(a.results + blockIdx.x);
+}
+
+}  // namespace
+
+void sample(const SampleArgs& a, cudaStream_t stream) {
+  const int bytes = static_cast<int>((a.vocab_size + 31) / 32 * 4);
+  check(cudaFuncSetAttribute(sample_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "sample");
+  sample_kernel<<<static_cast<unsigned>(a.count), kThreads, static_cast<size_t>(bytes), stream>>>(a);
+  check_launch("sample");
+}
+
+}  // namespace m4j::cuda
