@@ -92,17 +92,20 @@ class Layout {
   f(struct_size) f(silu) f(reserved) f(x) f(weight) f(bias) f(initial_window) f(out) f(last_window)
 #define M4J_RMS_NORM_FIELDS(f) f(struct_size) f(n_groups) f(eps) f(reserved) f(x) f(gate) f(weight) f(out)
 #define M4J_LINEAR_FIELDS(f) f(struct_size) f(x) f(weight) f(bias) f(out)
+#define M4J_COMPLETION_FIELDS(f) f(tag) f(error)
 
 #define M4J_FUNCTIONS(f)                                                                                         \
   f(m4j_abi_version) f(m4j_abi_layout) f(m4j_version) f(m4j_native_bytes) f(m4j_simd_targets)                    \
   f(m4j_engine_create) f(m4j_engine_release) f(m4j_engine_threads) f(m4j_engine_simd_target)                     \
   f(m4j_engine_device_name) f(m4j_engine_device_bytes)                                                           \
+  f(m4j_buffer_create) f(m4j_buffer_release) f(m4j_buffer_data) f(m4j_copy_bytes)                                \
+  f(m4j_queue_create) f(m4j_queue_release) f(m4j_queue_close) f(m4j_queue_advance) f(m4j_queue_next)             \
   f(m4j_model_create) f(m4j_model_release) f(m4j_model_state_bytes) f(m4j_model_conv_state_size)                 \
   f(m4j_model_ssm_state_size) f(m4j_model_fingerprint) f(m4j_states_create) f(m4j_states_release)                \
   f(m4j_slot_take) f(m4j_slot_release) f(m4j_slot_reset) f(m4j_slot_copy) f(m4j_slot_position)                   \
   f(m4j_slot_export_size) f(m4j_slot_export) f(m4j_slot_import) f(m4j_slot_read) f(m4j_advance)                  \
   f(m4j_selective_scan) f(m4j_ssd) f(m4j_causal_conv1d) f(m4j_rms_norm) f(m4j_linear) f(m4j_quantize)           \
-  f(m4j_embedding) f(m4j_softmax) f(m4j_log_softmax)
+  f(m4j_embedding) f(m4j_softmax) f(m4j_log_softmax) f(m4j_copy)
 
 #define M4J_CONSTANTS(f)                                                                                         \
   f(M4J_ABI_VERSION) f(M4J_MAX_RANK) f(M4J_ERROR_MESSAGE_SIZE) f(M4J_OK) f(M4J_ERR_INVALID_ARGUMENT)            \
@@ -124,6 +127,7 @@ Layout::Layout() {
   M4J_STRUCT(m4j_causal_conv1d_args, M4J_CAUSAL_CONV1D_FIELDS)
   M4J_STRUCT(m4j_rms_norm_args, M4J_RMS_NORM_FIELDS)
   M4J_STRUCT(m4j_linear_args, M4J_LINEAR_FIELDS)
+  M4J_STRUCT(m4j_completion, M4J_COMPLETION_FIELDS)
   M4J_FUNCTIONS(M4J_FUNCTION)
   M4J_CONSTANTS(M4J_CONSTANT)
 }

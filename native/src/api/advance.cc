@@ -1,7 +1,8 @@
-#include "model/advance.h"
+#include "api/advance.h"
 
 #include "api/error.h"
 #include "api/handles.h"
+#include "model/advance.h"
 
 namespace m4j {
 namespace {
@@ -60,13 +61,16 @@ void check(const m4j_advance_args& a, int64_t vocab_size) {
 }
 
 }  // namespace
+
+void check_advance(const States& states, const m4j_advance_args& a) { check(a, states.model().config.vocab_size); }
+
 }  // namespace m4j
 
 m4j_status m4j_advance(m4j_states* states, const m4j_advance_args* args, m4j_error* err) {
   using namespace m4j;
   return guarded(err, [&] {
     States& slots = *require(states, "states")->impl;
-    check(require_args(args, "args"), slots.model().config.vocab_size);
+    check_advance(slots, require_args(args, "args"));
     advance(slots, *args);
   });
 }

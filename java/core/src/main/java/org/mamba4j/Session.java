@@ -6,9 +6,11 @@ import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.ref.Reference;
 import java.util.Objects;
+import java.util.concurrent.CompletableFuture;
 import org.mamba4j.ffi.mamba4j_h;
 import org.mamba4j.internal.AdvanceCall;
 import org.mamba4j.internal.CallGate;
+import org.mamba4j.internal.CompletionQueue;
 import org.mamba4j.internal.OffHeap;
 import org.mamba4j.internal.Reclaimer;
 import org.mamba4j.internal.Status;
@@ -81,6 +83,44 @@ public final class Session implements AutoCloseable {
     } finally {
       leave();
     }
+  }
+
+  /**
+   * Feeds one or more tokens as {@link #advance(int...)} does, without waiting: the future completes once the session
+   * has advanced and has its {@link #logits}, or with the exception that {@code advance} would have thrown while it
+   * computed. Wrong arguments and a session in use are thrown from here. Until the future completes every other call on
+   * the session throws {@link IllegalStateException} but {@link #close}, which waits. Calls on one engine compute in the
+   * order in which they were submitted; cancelling the future does not stop one. What depends on the future runs in a
+   * virtual thread.
+   */
+  public CompletableFuture<Void> advanceAsync(int... tokens) {
+    enter();
+    try {
+      checkTokens(tokens, 0, tokens.length);
+      checkUsable();
+      handle.call.clear();
+      handle.call.add(handle.slot, tokens, 0, tokens.length);
+      CompletableFuture<Void> future = new CompletableFuture<>();
+      int mode = mamba4j_h.M4J_LOGITS_LAST();
+      CompletionQueue.Listener listener = (status, failure) -> ended(tokens.length, status, failure, future);
+      check(handle.call.submit(model.handle().queue, states(), mode, logits.segment(), listener));
+      return future;
+    } catch (RuntimeException | Error e) {
+      leave();
+      throw e;
+    }
+  }
+
+  /** The end of an asynchronous call. */
+  private void ended(int tokens, int status, RuntimeException failure, CompletableFuture<Void> future) {
+    if (failure == null) {
+      position += tokens;
+      logitsValid = true;
+    } else {
+      spoiled |= Status.spoilsState(status);
+    }
+    leave();
+    CompletionQueue.complete(future, failure);
   }
 
   /**

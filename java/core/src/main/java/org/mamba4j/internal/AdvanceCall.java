@@ -79,12 +79,30 @@ public final class AdvanceCall {
 
   /** Calls m4j_advance and returns its status. {@code logits} is F32 memory that the caller keeps alive. */
   public int run(MemorySegment states, int logitsMode, MemorySegment logits) {
+    describe(logitsMode, logits);
+    return mamba4j_h.m4j_advance(states, args, error);
+  }
+
+  /**
+   * Submits the same to {@code queue} and returns the status of that. Until {@code listener} is called nothing here may
+   * be touched or closed.
+   */
+  public int submit(
+      CompletionQueue queue,
+      MemorySegment states,
+      int logitsMode,
+      MemorySegment logits,
+      CompletionQueue.Listener listener) {
+    describe(logitsMode, logits);
+    return queue.advance(states, args, error, listener);
+  }
+
+  private void describe(int logitsMode, MemorySegment logits) {
     m4j_advance_args.n_seqs(args, sequences);
     m4j_advance_args.tokens(args, tokens);
     m4j_advance_args.logits_mode(args, logitsMode);
     m4j_advance_args.logits(args, logits);
     m4j_advance_args.logits_capacity(args, logits.byteSize() / Float.BYTES);
-    return mamba4j_h.m4j_advance(states, args, error);
   }
 
   /** Frees the memory; no call may be running. */

@@ -20,7 +20,8 @@ public enum OpFunction {
   EMBEDDING(mamba4j_h.m4j_embedding$address(), mamba4j_h.m4j_embedding$descriptor(), 2),
   QUANTIZE(mamba4j_h.m4j_quantize$address(), mamba4j_h.m4j_quantize$descriptor(), 2),
   SOFTMAX(mamba4j_h.m4j_softmax$address(), mamba4j_h.m4j_softmax$descriptor(), 2),
-  LOG_SOFTMAX(mamba4j_h.m4j_log_softmax$address(), mamba4j_h.m4j_log_softmax$descriptor(), 2);
+  LOG_SOFTMAX(mamba4j_h.m4j_log_softmax$address(), mamba4j_h.m4j_log_softmax$descriptor(), 2),
+  COPY(mamba4j_h.m4j_copy$address(), mamba4j_h.m4j_copy$descriptor(), 2);
 
   final int tensors; // how many, optional ones included
   final MethodHandle handle; // the function's parameters, then the memory of each tensor
