@@ -156,9 +156,13 @@ M4J_API void m4j_buffer_release(m4j_buffer* buffer);
 /* Its first byte; NULL if it has none. */
 M4J_API void* m4j_buffer_data(const m4j_buffer* buffer);
 
-/* Copies bytes between host memory and memory of the engine's device, in either direction or inside one; returns once
- * they are there. The two ranges must not overlap. */
-M4J_API m4j_status m4j_copy_bytes(m4j_engine* engine, void* to, const void* from, int64_t bytes, m4j_error* err);
+enum { M4J_TO_DEVICE = 0, M4J_TO_HOST = 1, M4J_ON_DEVICE = 2 };
+
+/* Copies bytes from host memory to memory of the engine's device, back, or on the device; returns once they are there.
+ * The two ranges must not overlap. A pointer that is not on the side that `direction` says is refused on a GPU; on the
+ * CPU both are host memory. */
+M4J_API m4j_status m4j_copy_bytes(m4j_engine* engine, void* to, const void* from, int64_t bytes, int32_t direction,
+                                  m4j_error* err);
 
 /* ---- Model: immutable weights ---------------------------------------------------------------------------------- */
 

@@ -13,8 +13,11 @@ void check_bytes(int64_t bytes) {
   }
 }
 
-void copy_bytes(Engine& engine, void* to, const void* from, int64_t bytes) {
+void copy_bytes(Engine& engine, void* to, const void* from, int64_t bytes, int32_t direction) {
   check_bytes(bytes);
+  if (direction < M4J_TO_DEVICE || direction > M4J_ON_DEVICE) {
+    fail(M4J_ERR_INVALID_ARGUMENT, "direction: is %d, expected M4J_TO_DEVICE, M4J_TO_HOST or M4J_ON_DEVICE", direction);
+  }
   if (bytes == 0) return;
   require(to, "to");
   require(from, "from");
@@ -28,7 +31,7 @@ void copy_bytes(Engine& engine, void* to, const void* from, int64_t bytes) {
     return;
   }
   const Engine::Turn turn(engine);
-  CudaDevice::call(engine.gpu->api.copy_bytes, engine.gpu->engine, to, from, bytes);
+  CudaDevice::call(engine.gpu->api.copy_bytes, engine.gpu->engine, to, from, bytes, direction);
 }
 
 }  // namespace
@@ -48,6 +51,7 @@ void m4j_buffer_release(m4j_buffer* buffer) { m4j::delete_handle(buffer); }
 
 void* m4j_buffer_data(const m4j_buffer* buffer) { return buffer == nullptr ? nullptr : buffer->impl->data(); }
 
-m4j_status m4j_copy_bytes(m4j_engine* engine, void* to, const void* from, int64_t bytes, m4j_error* err) {
-  return m4j::guarded(err, [&] { m4j::copy_bytes(*m4j::require(engine, "engine")->impl, to, from, bytes); });
+m4j_status m4j_copy_bytes(m4j_engine* engine, void* to, const void* from, int64_t bytes, int32_t direction,
+                          m4j_error* err) {
+  return m4j::guarded(err, [&] { m4j::copy_bytes(*m4j::require(engine, "engine")->impl, to, from, bytes, direction); });
 }

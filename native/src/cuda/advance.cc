@@ -178,8 +178,9 @@ void prefill(States& states, const m4j_advance_args& args, const int64_t* slots)
   const auto add = [&](int64_t row, int64_t tokens, int64_t seq) { pieces.push_back({row, tokens, slots[seq]}); };
   BlockPlan plan(args.offsets, args.n_seqs, capacity, kCutTokens);
   for (BlockPlan::Block block; pieces.clear(), plan.next(&block, add);) {
-    to_device(inputs.ids, args.tokens + block.first, block.tokens * 4, engine.stream);
-    to_device(inputs.segments, pieces.data(), block.pieces * static_cast<int64_t>(sizeof(Segment)), engine.stream);
+    engine.transfers.upload(inputs.ids, args.tokens + block.first, block.tokens * 4, engine.stream);
+    engine.transfers.upload(inputs.segments, pieces.data(), block.pieces * static_cast<int64_t>(sizeof(Segment)),
+                            engine.stream);
     const Batch batch{inputs.ids, {inputs.segments, block.pieces, block.tokens, block.longest}, args.logits_mode,
                       block.n_last};
     layers(states, batch, act);
@@ -190,7 +191,7 @@ void prefill(States& states, const m4j_advance_args& args, const int64_t* slots)
     for (int64_t r = 0; r < rows; r += act.logit_rows) {
       const int64_t count = std::min(act.logit_rows, rows - r);
       head(m, r, count, act);
-      to_host(args.logits + (first_row + r) * V, act.logits, count * V * 4, engine.stream);
+      engine.transfers.download(args.logits + (first_row + r) * V, act.logits, count * V * 4, engine.stream);
     }
   }
   engine.wait();

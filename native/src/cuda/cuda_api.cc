@@ -8,16 +8,19 @@
 #include "cuda/advance.h"
 #include "cuda/engine.h"
 #include "cuda/model.h"
+#include "cuda/self_test.h"
 #include "cuda/states.h"
 #include "cuda/tensor_ops.h"
 
 namespace m4j::cuda {
 namespace {
 
-m4j_status engine_create(int32_t ordinal, Engine** out, DeviceInfo* info, m4j_error* err) {
+m4j_status engine_create(int32_t ordinal, const Ops& reference, Engine** out, DeviceInfo* info, m4j_error* err) {
   return guarded(err, [&] {
     auto engine = std::make_unique<Engine>(ordinal);
+    const float self_test_ms = self_test(*engine, reference);
     *info = engine->info();
+    info->self_test_ms = self_test_ms;
     *out = engine.release();
   });
 }
@@ -109,8 +112,8 @@ m4j_status run_to_end(Engine* engine, m4j_error* err, Body&& body) {
   });
 }
 
-m4j_status run_copy_bytes(Engine* engine, void* to, const void* from, int64_t bytes, m4j_error* err) {
-  return run_to_end(engine, err, [&] { copy_bytes(*engine, to, from, bytes); });
+m4j_status run_copy_bytes(Engine* engine, void* to, const void* from, int64_t bytes, int32_t direction, m4j_error* err) {
+  return run_to_end(engine, err, [&] { copy_bytes(*engine, to, from, bytes, direction); });
 }
 
 template <typename Args>

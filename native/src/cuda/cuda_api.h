@@ -10,6 +10,7 @@
 namespace m4j {
 
 class Model;
+struct Ops;
 
 namespace cuda {
 
@@ -21,11 +22,13 @@ struct DeviceInfo {
   char name[128];
   int32_t compute_major, compute_minor;
   int64_t memory_bytes, free_bytes;
+  float self_test_ms;  // 0 if the device had passed before
 };
 
 struct Api {
-  // Fills *info and a reason in *err if the device cannot be used.
-  m4j_status (*engine_create)(int32_t ordinal, Engine** out, DeviceInfo* info, m4j_error* err);
+  // Fills *info, and a reason in *err if the device cannot be used: what is missing, or that a kernel's results are not
+  // those of the reference.
+  m4j_status (*engine_create)(int32_t ordinal, const Ops& reference, Engine** out, DeviceInfo* info, m4j_error* err);
   void (*engine_release)(Engine*);
   // Bytes of GPU memory held by the engine and all that was made from it.
   int64_t (*engine_bytes)(const Engine*);
@@ -51,7 +54,7 @@ struct Api {
   m4j_status (*buffer_create)(Engine*, int64_t bytes, void** out, m4j_error* err);
   void (*buffer_release)(Engine*, void* data, int64_t bytes);
   // As m4j_copy_bytes.
-  m4j_status (*copy_bytes)(Engine*, void* to, const void* from, int64_t bytes, m4j_error* err);
+  m4j_status (*copy_bytes)(Engine*, void* to, const void* from, int64_t bytes, int32_t direction, m4j_error* err);
 
   // The operations of mamba4j.h. Whether tensors lie in memory of this device is checked here.
   m4j_status (*selective_scan)(Engine*, const m4j_selective_scan_args&, m4j_error* err);

@@ -43,27 +43,25 @@ int64_t count(const Array& a) { return a.shape[0] * a.shape[1] * a.shape[2] * a.
 
 }  // namespace
 
-bool is_on_device(int ordinal, const void* p, const char* name) {
-  cudaPointerAttributes attributes{};
-  if (cudaPointerGetAttributes(&attributes, p) != cudaSuccess) {
-    cudaGetLastError();
-    return false;
+void check_side(int ordinal, const char* name, const void* p, bool on_device) {
+  cudaPointerAttributes at{};
+  if (cudaPointerGetAttributes(&at, p) != cudaSuccess) cudaGetLastError();
+  const bool found = at.type == cudaMemoryTypeDevice || at.type == cudaMemoryTypeManaged;
+  if (found && !on_device) {
+    fail(M4J_ERR_INVALID_ARGUMENT, "%s: address %p is in GPU memory, expected host memory", name, p);
   }
-  if (attributes.type == cudaMemoryTypeManaged) return true;
-  if (attributes.type != cudaMemoryTypeDevice) return false;
-  if (attributes.device != ordinal) {
-    fail(M4J_ERR_INVALID_ARGUMENT, "%s: lies in memory of cuda:%d, expected that of cuda:%d", name, attributes.device,
+  if (!found && on_device) {
+    fail(M4J_ERR_INVALID_ARGUMENT, "%s: address %p is not in GPU memory, expected memory of cuda:%d as of the engine", name, p,
          ordinal);
   }
-  return true;
+  if (at.type == cudaMemoryTypeDevice && at.device != ordinal) {
+    fail(M4J_ERR_INVALID_ARGUMENT, "%s: lies in memory of cuda:%d, expected that of cuda:%d", name, at.device, ordinal);
+  }
 }
 
 void check_memory(int ordinal, std::initializer_list<NamedTensor> tensors) {
   for (const NamedTensor& tensor : tensors) {
-    if (tensor.t.data != nullptr && !is_on_device(ordinal, tensor.t.data, tensor.name)) {
-      fail(M4J_ERR_INVALID_ARGUMENT, "%s: address %p is not in GPU memory, expected memory of cuda:%d as of the engine",
-           tensor.name, tensor.t.data, ordinal);
-    }
+    if (tensor.t.data != nullptr) check_side(ordinal, tensor.name, tensor.t.data, true);
   }
 }
 

@@ -21,8 +21,8 @@ struct NamedTensor {
 };
 // Fails unless all tensors that are present lie in the memory of device `ordinal`.
 void check_memory(int ordinal, std::initializer_list<NamedTensor> tensors);
-// Whether p lies in its memory and not in the host's; fails for the memory of another device.
-bool is_on_device(int ordinal, const void* p, const char* name);
+// Fails unless p lies in the memory of device `ordinal`, or, for another side, in the host's.
+void check_side(int ordinal, const char* name, const void* p, bool on_device);
 
 // The dimensions of t in the given order.
 Array array_of(const m4j_tensor& t, std::initializer_list<int> dims);

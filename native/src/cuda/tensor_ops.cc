@@ -1,7 +1,6 @@
 #include "cuda/tensor_ops.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "cuda/model.h"
 #include "cuda/operands.h"
@@ -401,17 +400,15 @@ void copy(Engine& engine, const m4j_tensor& x, const m4j_tensor& out) {
   copy(array(x), array(out), engine.stream);
 }
 
-void copy_bytes(Engine& engine, void* to, const void* from, int64_t bytes) {
-  const bool to_device = is_on_device(engine.ordinal(), to, "to"), from_device = is_on_device(engine.ordinal(), from, "from");
-  if (to_device && from_device) {
-    check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), cudaMemcpyDeviceToDevice, engine.stream),
-          "copy in GPU memory");
-  } else if (to_device) {
-    engine.transfers.upload(to, from, bytes, engine.stream);
-  } else if (from_device) {
-    engine.transfers.download(to, from, bytes, engine.stream);
-  } else {
-    std::memcpy(to, from, static_cast<std::size_t>(bytes));
+void copy_bytes(Engine& engine, void* to, const void* from, int64_t bytes, int32_t direction) {
+  check_side(engine.ordinal(), "to", to, direction != M4J_TO_HOST);
+  check_side(engine.ordinal(), "from", from, direction != M4J_TO_DEVICE);
+  switch (direction) {
+    case M4J_TO_DEVICE: return engine.transfers.upload(to, from, bytes, engine.stream);
+    case M4J_TO_HOST: return engine.transfers.download(to, from, bytes, engine.stream);
+    default:
+      check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), cudaMemcpyDeviceToDevice, engine.stream),
+            "copy in GPU memory");
   }
 }
 

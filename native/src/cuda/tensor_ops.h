@@ -15,6 +15,6 @@ void run(Engine&, const m4j_linear_args&);
 void embedding(Engine&, const m4j_tensor& table, const int32_t* ids, int64_t n_ids, const m4j_tensor& out);
 void softmax(Engine&, const m4j_tensor& x, const m4j_tensor& out, bool log);
 void copy(Engine&, const m4j_tensor& x, const m4j_tensor& out);
-void copy_bytes(Engine&, void* to, const void* from, int64_t bytes);
+void copy_bytes(Engine&, void* to, const void* from, int64_t bytes, int32_t direction);
 
 }  // namespace m4j::cuda

@@ -300,8 +300,12 @@ public final class Ops {
     try (Arena arena = Arena.ofConfined()) {
       MemorySegment error = m4j_error.allocate(arena);
       long bytes = from.dtype().bytesFor(from.size());
+      int direction =
+          !from.device().isCuda()
+              ? mamba4j_h.M4J_TO_DEVICE()
+              : to.device().isCuda() ? mamba4j_h.M4J_ON_DEVICE() : mamba4j_h.M4J_TO_HOST();
       Status.check(
-          mamba4j_h.m4j_copy_bytes(engine.pointer(), to.pointer(), from.pointer(), bytes, error), error);
+          mamba4j_h.m4j_copy_bytes(engine.pointer(), to.pointer(), from.pointer(), bytes, direction, error), error);
     } finally {
       engine.leave();
     }

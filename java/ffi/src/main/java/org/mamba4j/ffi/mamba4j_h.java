@@ -1069,6 +1069,33 @@ public class mamba4j_h extends mamba4j_h$shared {
            throw new AssertionError("should not reach here", ex$);
         }
     }
+    private static final int M4J_TO_DEVICE = (int)0L;
+    /**
+     * {@snippet lang=c :
+     * enum enum (unnamed at ./mamba4j.h:159:1).M4J_TO_DEVICE = 0
+     * }
+     */
+    public static int M4J_TO_DEVICE() {
+        return M4J_TO_DEVICE;
+    }
+    private static final int M4J_TO_HOST = (int)1L;
+    /**
+     * {@snippet lang=c :
+     * enum enum (unnamed at ./mamba4j.h:159:1).M4J_TO_HOST = 1
+     * }
+     */
+    public static int M4J_TO_HOST() {
+        return M4J_TO_HOST;
+    }
+    private static final int M4J_ON_DEVICE = (int)2L;
+    /**
+     * {@snippet lang=c :
+     * enum enum (unnamed at ./mamba4j.h:159:1).M4J_ON_DEVICE = 2
+     * }
+     */
+    public static int M4J_ON_DEVICE() {
+        return M4J_ON_DEVICE;
+    }
 
     private static class m4j_copy_bytes {
         public static final FunctionDescriptor DESC = FunctionDescriptor.of(
@@ -1077,6 +1104,7 @@ public class mamba4j_h extends mamba4j_h$shared {
             mamba4j_h.C_POINTER,
             mamba4j_h.C_POINTER,
             mamba4j_h.C_LONG,
+            mamba4j_h.C_INT,
             mamba4j_h.C_POINTER
         );
 
@@ -1088,7 +1116,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     /**
      * Function descriptor for:
      * {@snippet lang=c :
-     * m4j_status m4j_copy_bytes(m4j_engine *engine, void *to, const void *from, int64_t bytes, m4j_error *err)
+     * m4j_status m4j_copy_bytes(m4j_engine *engine, void *to, const void *from, int64_t bytes, int32_t direction, m4j_error *err)
      * }
      */
     public static FunctionDescriptor m4j_copy_bytes$descriptor() {
@@ -1098,7 +1126,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     /**
      * Downcall method handle for:
      * {@snippet lang=c :
-     * m4j_status m4j_copy_bytes(m4j_engine *engine, void *to, const void *from, int64_t bytes, m4j_error *err)
+     * m4j_status m4j_copy_bytes(m4j_engine *engine, void *to, const void *from, int64_t bytes, int32_t direction, m4j_error *err)
      * }
      */
     public static MethodHandle m4j_copy_bytes$handle() {
@@ -1108,7 +1136,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     /**
      * Address for:
      * {@snippet lang=c :
-     * m4j_status m4j_copy_bytes(m4j_engine *engine, void *to, const void *from, int64_t bytes, m4j_error *err)
+     * m4j_status m4j_copy_bytes(m4j_engine *engine, void *to, const void *from, int64_t bytes, int32_t direction, m4j_error *err)
      * }
      */
     public static MemorySegment m4j_copy_bytes$address() {
@@ -1117,16 +1145,16 @@ public class mamba4j_h extends mamba4j_h$shared {
 
     /**
      * {@snippet lang=c :
-     * m4j_status m4j_copy_bytes(m4j_engine *engine, void *to, const void *from, int64_t bytes, m4j_error *err)
+     * m4j_status m4j_copy_bytes(m4j_engine *engine, void *to, const void *from, int64_t bytes, int32_t direction, m4j_error *err)
      * }
      */
-    public static int m4j_copy_bytes(MemorySegment engine, MemorySegment to, MemorySegment from, long bytes, MemorySegment err) {
+    public static int m4j_copy_bytes(MemorySegment engine, MemorySegment to, MemorySegment from, long bytes, int direction, MemorySegment err) {
         var mh$ = m4j_copy_bytes.HANDLE;
         try {
             if (TRACE_DOWNCALLS) {
-                traceDowncall("m4j_copy_bytes", engine, to, from, bytes, err);
+                traceDowncall("m4j_copy_bytes", engine, to, from, bytes, direction, err);
             }
-            return (int)mh$.invokeExact(engine, to, from, bytes, err);
+            return (int)mh$.invokeExact(engine, to, from, bytes, direction, err);
         } catch (Error | RuntimeException ex) {
            throw ex;
         } catch (Throwable ex$) {
@@ -1136,7 +1164,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_MAMBA1 = (int)1L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:167:1).M4J_MAMBA1 = 1
+     * enum enum (unnamed at ./mamba4j.h:171:1).M4J_MAMBA1 = 1
      * }
      */
     public static int M4J_MAMBA1() {
@@ -1145,7 +1173,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_FALCON_MAMBA = (int)2L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:167:1).M4J_FALCON_MAMBA = 2
+     * enum enum (unnamed at ./mamba4j.h:171:1).M4J_FALCON_MAMBA = 2
      * }
      */
     public static int M4J_FALCON_MAMBA() {
@@ -1154,7 +1182,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_MAMBA2 = (int)3L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:167:1).M4J_MAMBA2 = 3
+     * enum enum (unnamed at ./mamba4j.h:171:1).M4J_MAMBA2 = 3
      * }
      */
     public static int M4J_MAMBA2() {
@@ -2220,7 +2248,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_LOGITS_NONE = (int)0L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:270:1).M4J_LOGITS_NONE = 0
+     * enum enum (unnamed at ./mamba4j.h:274:1).M4J_LOGITS_NONE = 0
      * }
      */
     public static int M4J_LOGITS_NONE() {
@@ -2229,7 +2257,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_LOGITS_LAST = (int)1L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:270:1).M4J_LOGITS_LAST = 1
+     * enum enum (unnamed at ./mamba4j.h:274:1).M4J_LOGITS_LAST = 1
      * }
      */
     public static int M4J_LOGITS_LAST() {
@@ -2238,7 +2266,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_LOGITS_ALL = (int)2L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:270:1).M4J_LOGITS_ALL = 2
+     * enum enum (unnamed at ./mamba4j.h:274:1).M4J_LOGITS_ALL = 2
      * }
      */
     public static int M4J_LOGITS_ALL() {
