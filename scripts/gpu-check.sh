@@ -81,12 +81,13 @@ java_tests() {
     -jar java/junit-platform-console-standalone.jar execute \
     --class-path "java/test-classes:java/core-classes:$(printf '%s:' java/*.jar)" --details=tree --disable-banner \
     --select-class org.mamba4j.integration.GoldenTest --select-class org.mamba4j.integration.InvarianceTest \
-    --select-class org.mamba4j.integration.DemoModelTest)
+    --select-class org.mamba4j.integration.DemoModelTest --select-class org.mamba4j.integration.DeviceTensorTest \
+    --select-class org.mamba4j.integration.AsyncTest --select-class org.mamba4j.integration.DeviceCommandTest)
 }
 
 sanitizer() {
   compute-sanitizer --tool "$1" --error-exitcode 9 "$here/bin/mamba4j_cuda_test" --gtest_brief=1 \
-    --gtest_filter='Cuda*:-*Beyond*:CudaEngine*:*Models/*'
+    --gtest_filter='Cuda*:*CudaTensor*:-*Beyond*:*Large*:CudaEngine*:*Models/*'
 }
 
 run() {

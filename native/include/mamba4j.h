@@ -9,8 +9,9 @@
  *    stored per thread. After any error but M4J_ERR_INTERNAL, handles, states and outputs are as before the call.
  *  - Args structs begin with struct_size, which the caller sets to sizeof of the struct it was compiled with.
  *  - Sizes, counts, strides and offsets are int64_t; strides count elements, not bytes.
- *  - Handles (m4j_engine, m4j_model, m4j_states) are opaque and counted: a model keeps its engine alive, a pool of
- *    states its model, so that they may be released in any order. Release each exactly once; NULL is ignored.
+ *  - Handles (m4j_engine, m4j_buffer, m4j_model, m4j_states, m4j_queue) are opaque and counted: a model, a buffer and a
+ *    queue keep their engine alive, a pool of states its model, so that they may be released in any order. Release each
+ *    exactly once; NULL is ignored.
  *  - Threads. Any handle may be used by any number of threads at once. Calls that compute on one engine take turns
  *    on its threads. One slot may only be used by one call at a time (M4J_ERR_BUSY otherwise).
  *  - Nothing here prints, exits, aborts or throws.
@@ -139,8 +140,29 @@ M4J_API int32_t m4j_engine_threads(const m4j_engine* engine);
 M4J_API const char* m4j_engine_simd_target(const m4j_engine* engine);
 /* "CPU", or the GPU's product name such as "NVIDIA H200". Valid as long as the engine. */
 M4J_API const char* m4j_engine_device_name(const m4j_engine* engine);
-/* GPU memory held by the engine, its models and states at this moment; 0 on the CPU. */
+/* GPU memory held by the engine, its buffers, models and states at this moment; 0 on the CPU. */
 M4J_API int64_t m4j_engine_device_bytes(const m4j_engine* engine);
+
+/* ---- Memory of an engine's device ------------------------------------------------------------------------------ */
+
+typedef struct m4j_buffer m4j_buffer;
+
+/* Takes `bytes` of memory that the engine computes on: host memory on the CPU, on a GPU memory that only the GPU
+ * reads. Zeroed, at a multiple of 64 bytes. If it is refused, M4J_ERR_OUT_OF_MEMORY names what was asked for and what
+ * a GPU has free; all that exists stays usable. */
+M4J_API m4j_status m4j_buffer_create(m4j_engine* engine, int64_t bytes, m4j_buffer** out, m4j_error* err);
+/* No call may be using the memory. */
+M4J_API void m4j_buffer_release(m4j_buffer* buffer);
+/* Its first byte; NULL if it has none. */
+M4J_API void* m4j_buffer_data(const m4j_buffer* buffer);
+
+enum { M4J_TO_DEVICE = 0, M4J_TO_HOST = 1, M4J_ON_DEVICE = 2 };
+
+/* Copies bytes from host memory to memory of the engine's device, back, or on the device; returns once they are there.
+ * The two ranges must not overlap. A pointer that is not on the side that `direction` says is refused on a GPU; on the
+ * CPU both are host memory. */
+M4J_API m4j_status m4j_copy_bytes(m4j_engine* engine, void* to, const void* from, int64_t bytes, int32_t direction,
+                                  m4j_error* err);
 
 /* ---- Model: immutable weights ---------------------------------------------------------------------------------- */
 
@@ -308,8 +330,42 @@ typedef struct m4j_advance_args {
  * such j, and its log_prob that logit. */
 M4J_API m4j_status m4j_advance(m4j_states* states, const m4j_advance_args* args, m4j_error* err);
 
+/* ---- Asynchronous calls ---------------------------------------------------------------------------------------- */
+
+/* Calls that run one after the other on a thread of the queue, and their completions in the same order. They take turns
+ * with all other calls on the engine. */
+typedef struct m4j_queue m4j_queue;
+
+/* Makes a queue. Its thread starts with the first call and sleeps while there is none. */
+M4J_API m4j_status m4j_queue_create(m4j_engine* engine, m4j_queue** out, m4j_error* err);
+/* Closes it, waits for the calls in it and drops the completions that nobody took. No call may be using the queue. */
+M4J_API void m4j_queue_release(m4j_queue* queue);
+/* Nothing can be submitted any more. What is in it runs to its end, and its completions can be taken. */
+M4J_API void m4j_queue_close(m4j_queue* queue);
+
+/* Submits an m4j_advance on states of the queue's engine. All that m4j_advance refuses before it computes is refused
+ * here, and then there is no completion. From here to the completion the slots are in use: other calls on them get
+ * M4J_ERR_BUSY. So long what args points to must stay valid, and unchanged but for the outputs; args itself is copied.
+ * `tag` is the caller's name for the call. */
+M4J_API m4j_status m4j_queue_advance(m4j_queue* queue, m4j_states* states, const m4j_advance_args* args, uint64_t tag,
+                                     m4j_error* err);
+
+typedef struct m4j_completion {
+  uint64_t tag;
+  m4j_error error; /* what m4j_advance would have returned and written; code M4J_OK: the sequences have advanced */
+} m4j_completion;
+
+/* Takes the next completion, waiting for it without using the processor: for up to timeout_ms, for ever if that is
+ * negative. M4J_ERR_BUSY: none within that time; M4J_ERR_EXHAUSTED: the queue is closed, and none will come. Any number
+ * of threads may wait. */
+M4J_API m4j_status m4j_queue_next(m4j_queue* queue, int64_t timeout_ms, m4j_completion* out, m4j_error* err);
+
 /* ---- Operations on caller-owned memory ------------------------------------------------------------------------- */
-/* Tensors are F32 unless stated. Outputs must not overlap inputs unless stated, and must have non-zero strides. */
+/* Tensors lie in memory of the engine's device. They are F32 unless stated. On a GPU the activations of a call (u,
+ * delta, z, x, dt, gate, B, C and out) may be F16 or BF16 instead, all of one type, which out of linear may widen to F32
+ * and out of softmax has to; weights, biases, A, D, states and windows are float32 on any device unless stated.
+ * Outputs must not overlap inputs unless stated, and must have non-zero strides. A call returns when its results are
+ * there. Rows that a kernel of the GPU cannot take as they lie are packed on the way, in parts of bounded size. */
 
 /* Selective scan (Mamba paper, algorithm 2):
  *   h_t = exp(delta_t * A) * h_{t-1} + delta_t * B_t * u_t,   y_t = C_t . h_t + D * u_t,   out_t = y_t * silu(z_t)
@@ -320,7 +376,7 @@ typedef struct m4j_selective_scan_args {
   int32_t reserved;       /* 0 */
   m4j_tensor u;             /* [B, E, L] */
   m4j_tensor delta;         /* [B, E, L] */
-  m4j_tensor A;             /* [E, N], negative for a stable system */
+  m4j_tensor A;             /* [E, N], negative for a stable system; N at most 256 on a GPU */
   m4j_tensor B;             /* [B, G, N, L], G divides E */
   m4j_tensor C;             /* [B, G, N, L] */
   m4j_tensor D;             /* optional [E] */
@@ -364,7 +420,7 @@ typedef struct m4j_causal_conv1d_args {
   int32_t silu;     /* 0 or 1 */
   int32_t reserved; /* 0 */
   m4j_tensor x;              /* [B, L, C] */
-  m4j_tensor weight;         /* [C, K] */
+  m4j_tensor weight;         /* [C, K]; K at most 8 on a GPU */
   m4j_tensor bias;           /* optional [C] */
   m4j_tensor initial_window; /* optional [B, C, K-1], oldest first; absent: zeros */
   m4j_tensor out;            /* [B, L, C] */
@@ -402,10 +458,12 @@ M4J_API m4j_status m4j_linear(m4j_engine* engine, const m4j_linear_args* args, m
 
 /* Quantises weights [rows, in] (F32, F16 or BF16, contiguous) into out [rows, in] (Q8_0 or Q4_0). Q8_0 maps the largest
  * weight of a block to +-127, the scale of Q4_0 is searched for the least squared error. A NaN, or a magnitude above
- * 2^18, is M4J_ERR_INVALID_ARGUMENT; out is undefined then. */
+ * 2^18, is M4J_ERR_INVALID_ARGUMENT; out is undefined then. It prepares what a model is made from: the engine's threads
+ * do it, in host memory on any device. */
 M4J_API m4j_status m4j_quantize(m4j_engine* engine, const m4j_tensor* weights, const m4j_tensor* out, m4j_error* err);
 
-/* out[i] = table[ids[i]]; ids [n_ids], table [V, D] (any dtype) and out [n_ids, D] with rows contiguous. */
+/* out[i] = table[ids[i]]; ids [n_ids], in host memory on any device, table [V, D] (any dtype) and out [n_ids, D] with
+ * rows contiguous. */
 M4J_API m4j_status m4j_embedding(m4j_engine* engine, const m4j_tensor* table, const int32_t* ids, int64_t n_ids,
                                  const m4j_tensor* out, m4j_error* err);
 
@@ -423,6 +481,9 @@ typedef struct m4j_sample_args {
 } m4j_sample_args;
 
 M4J_API m4j_status m4j_sample(m4j_engine* engine, const m4j_sample_args* args, m4j_error* err);
+
+/* out = x, element by element: one shape, any strides, F32, F16 or BF16 each, rounded to nearest, ties to even. */
+M4J_API m4j_status m4j_copy(m4j_engine* engine, const m4j_tensor* x, const m4j_tensor* out, m4j_error* err);
 
 #ifdef __cplusplus
 }

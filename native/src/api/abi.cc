@@ -97,22 +97,26 @@ class Layout {
 #define M4J_RMS_NORM_FIELDS(f) f(struct_size) f(n_groups) f(eps) f(reserved) f(x) f(gate) f(weight) f(out)
 #define M4J_LINEAR_FIELDS(f) f(struct_size) f(x) f(weight) f(bias) f(out)
 #define M4J_SAMPLE_FIELDS(f) f(struct_size) f(logits) f(samplings) f(tokens) f(log_probs)
+#define M4J_COMPLETION_FIELDS(f) f(tag) f(error)
 
 #define M4J_FUNCTIONS(f)                                                                                         \
   f(m4j_abi_version) f(m4j_abi_layout) f(m4j_version) f(m4j_native_bytes) f(m4j_simd_targets)                    \
   f(m4j_engine_create) f(m4j_engine_release) f(m4j_engine_threads) f(m4j_engine_simd_target)                     \
   f(m4j_engine_device_name) f(m4j_engine_device_bytes)                                                           \
+  f(m4j_buffer_create) f(m4j_buffer_release) f(m4j_buffer_data) f(m4j_copy_bytes)                                \
+  f(m4j_queue_create) f(m4j_queue_release) f(m4j_queue_close) f(m4j_queue_advance) f(m4j_queue_next)             \
   f(m4j_model_create) f(m4j_model_release) f(m4j_model_state_bytes) f(m4j_model_conv_state_size)                 \
   f(m4j_model_ssm_state_size) f(m4j_model_fingerprint) f(m4j_states_create) f(m4j_states_release)                \
   f(m4j_slot_take) f(m4j_slot_release) f(m4j_slot_reset) f(m4j_slot_copy) f(m4j_slot_position)                   \
   f(m4j_slot_export_size) f(m4j_slot_export) f(m4j_slot_import) f(m4j_slot_read) f(m4j_advance)                  \
   f(m4j_selective_scan) f(m4j_ssd) f(m4j_causal_conv1d) f(m4j_rms_norm) f(m4j_linear) f(m4j_quantize)           \
-  f(m4j_embedding) f(m4j_softmax) f(m4j_log_softmax) f(m4j_sample)
+  f(m4j_embedding) f(m4j_softmax) f(m4j_log_softmax) f(m4j_sample) f(m4j_copy)
 
 #define M4J_CONSTANTS(f)                                                                                         \
   f(M4J_ABI_VERSION) f(M4J_MAX_RANK) f(M4J_ERROR_MESSAGE_SIZE) f(M4J_OK) f(M4J_ERR_INVALID_ARGUMENT)            \
   f(M4J_ERR_STALE_SLOT) f(M4J_ERR_BUSY) f(M4J_ERR_EXHAUSTED) f(M4J_ERR_OUT_OF_MEMORY) f(M4J_ERR_UNSUPPORTED)    \
   f(M4J_ERR_MISMATCH) f(M4J_ERR_INTERNAL) f(M4J_F32) f(M4J_F16) f(M4J_BF16) f(M4J_Q8_0) f(M4J_Q4_0)             \
+  f(M4J_TO_DEVICE) f(M4J_TO_HOST) f(M4J_ON_DEVICE)                                                              \
   f(M4J_DEVICE_CPU) f(M4J_DEVICE_CUDA) f(M4J_LOG_DEBUG) f(M4J_LOG_INFO) f(M4J_LOG_WARNING) f(M4J_LOG_ERROR)  \
   f(M4J_MAMBA1) f(M4J_FALCON_MAMBA) f(M4J_MAMBA2) f(M4J_LOGITS_NONE) f(M4J_LOGITS_LAST) f(M4J_LOGITS_ALL)
 
@@ -131,6 +135,7 @@ Layout::Layout() {
   M4J_STRUCT(m4j_rms_norm_args, M4J_RMS_NORM_FIELDS)
   M4J_STRUCT(m4j_linear_args, M4J_LINEAR_FIELDS)
   M4J_STRUCT(m4j_sample_args, M4J_SAMPLE_FIELDS)
+  M4J_STRUCT(m4j_completion, M4J_COMPLETION_FIELDS)
   M4J_FUNCTIONS(M4J_FUNCTION)
   M4J_CONSTANTS(M4J_CONSTANT)
 }

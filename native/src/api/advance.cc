@@ -1,10 +1,11 @@
-#include "model/advance.h"
+#include "api/advance.h"
 
 #include <cstddef>
 
 #include "api/error.h"
 #include "api/handles.h"
 #include "api/sampling.h"
+#include "model/advance.h"
 
 namespace m4j {
 namespace {
@@ -72,14 +73,19 @@ void check(const m4j_advance_args& a, int64_t vocab_size) {
 }
 
 }  // namespace
+
+m4j_advance_args checked_advance(const States& states, const m4j_advance_args* args) {
+  const m4j_advance_args a = read_args(args, offsetof(m4j_advance_args, samplings), "args");
+  check(a, states.model().config.vocab_size);
+  return a;
+}
+
 }  // namespace m4j
 
 m4j_status m4j_advance(m4j_states* states, const m4j_advance_args* args, m4j_error* err) {
   using namespace m4j;
   return guarded(err, [&] {
     States& slots = *require(states, "states")->impl;
-    const m4j_advance_args a = read_args(args, offsetof(m4j_advance_args, samplings), "args");
-    check(a, slots.model().config.vocab_size);
-    advance(slots, a);
+    advance(slots, checked_advance(slots, args));
   });
 }

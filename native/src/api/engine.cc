@@ -1,8 +1,10 @@
 // Engine and facts about the library.
+#include <chrono>
 #include <cstring>
 
 #include "api/error.h"
 #include "api/handles.h"
+#include "model/self_test.h"
 #include "ops/ops.h"
 
 namespace m4j {
@@ -59,10 +61,14 @@ m4j_engine* create_engine(const m4j_engine_options* given) {
                                            open_gpu(options), EngineLog{options.log, options.log_user});
   engine->log(M4J_LOG_DEBUG, "engine with %d threads on %s", engine->threads(), ops->name);
   if (engine->gpu != nullptr) {
+    const auto begin = std::chrono::steady_clock::now();
+    self_test_models(engine, options.device_index);
+    const std::chrono::duration<double, std::milli> models = std::chrono::steady_clock::now() - begin;
     const cuda::DeviceInfo& info = engine->gpu->info;
-    engine->log(M4J_LOG_DEBUG, "engine on cuda:%d, %s, compute capability %d.%d, %.1f of %.1f GB free",
+    engine->log(M4J_LOG_DEBUG, "engine on cuda:%d, %s, compute capability %d.%d, %.1f of %.1f GB free, self-test %.0f ms",
                 options.device_index, info.name, info.compute_major, info.compute_minor,
-                static_cast<double>(info.free_bytes) / 1e9, static_cast<double>(info.memory_bytes) / 1e9);
+                static_cast<double>(info.free_bytes) / 1e9, static_cast<double>(info.memory_bytes) / 1e9,
+                double{info.self_test_ms} + models.count());
   }
   return new_handle<m4j_engine>(engine);
 }

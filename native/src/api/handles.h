@@ -8,19 +8,30 @@
 
 #include "mamba4j.h"
 #include "model/model.h"
+#include "runtime/buffer.h"
 #include "runtime/engine.h"
 #include "runtime/failure.h"
 #include "runtime/memory.h"
 #include "state/states.h"
 
+namespace m4j {
+class AdvanceQueue;
+}
+
 struct m4j_engine {
   std::shared_ptr<m4j::Engine> impl;
+};
+struct m4j_buffer {
+  std::shared_ptr<const m4j::Buffer> impl;
 };
 struct m4j_model {
   std::shared_ptr<const m4j::Model> impl;
 };
 struct m4j_states {
   std::shared_ptr<m4j::States> impl;
+};
+struct m4j_queue {
+  std::shared_ptr<m4j::AdvanceQueue> impl;
 };
 
 namespace m4j {
@@ -46,16 +57,6 @@ template <typename T>
 T* require(T* pointer, const char* name) {
   if (pointer == nullptr) fail(M4J_ERR_INVALID_ARGUMENT, "%s: is NULL", name);
   return pointer;
-}
-
-// The engine of an operation on caller-owned memory.
-inline Engine& require_cpu(m4j_engine* engine) {
-  Engine& impl = *require(engine, "engine")->impl;
-  if (impl.gpu != nullptr) {
-    fail(M4J_ERR_UNSUPPORTED, "engine: is on a GPU (%s), which runs models only; operations on tensors need one on the CPU",
-         impl.gpu->info.name);
-  }
-  return impl;
 }
 
 // Args structs of an older header lack fields that this library reads.

@@ -3,6 +3,7 @@
 #include <atomic>
 
 #include "api/error.h"
+#include "api/gpu_call.h"
 #include "api/handles.h"
 #include "api/tiles.h"
 #include "api/validate.h"
@@ -14,11 +15,13 @@ namespace {
 void rms_norm(Engine& engine, const m4j_rms_norm_args& a) {
   require_reserved_zero(a.reserved, "args");
   const Tensor x{"args.x", a.x}, gate{"args.gate", a.gate}, weight{"args.weight", a.weight}, out{"args.out", a.out};
-  check_tensor(x, {{"rows", kAny}, {"D", kAny}});
+  const Types activations = activation_types(engine);
+  check_tensor(x, {{"rows", kAny}, {"D", kAny}}, activations);
   const Dim rows{"rows", a.x.shape[0]}, dim{"D", a.x.shape[1]};
-  check_tensor(gate, {rows, dim}, Types::kF32, Presence::kOptional);
+  check_tensor(gate, {rows, dim}, activations, Presence::kOptional);
   check_tensor(weight, {dim}, Types::kF32, Presence::kOptional);
-  check_tensor(out, {rows, dim});
+  check_tensor(out, {rows, dim}, activations);
+  for (const Tensor& t : {gate, out}) check_same_type(t, x);
   if (a.n_groups < 1 || dim.size % a.n_groups != 0) {
     fail(M4J_ERR_INVALID_ARGUMENT, "args.n_groups: is %lld, expected a divisor of D = %lld",
          static_cast<long long>(a.n_groups), static_cast<long long>(dim.size));
@@ -28,6 +31,7 @@ void rms_norm(Engine& engine, const m4j_rms_norm_args& a) {
   check_same_or_disjoint(out, x);
   check_disjoint(out, gate);
   check_disjoint(out, weight);
+  if (engine.gpu != nullptr) return call_gpu(engine, engine.gpu->api.rms_norm, a);
 
   const int64_t tile = std::min(rows.size, kTileTokens);
   const TiledOperand x_rows(a.x, 0, kNoDim, 1, tile), gate_rows(a.gate, 0, kNoDim, 1, tile),
@@ -63,15 +67,18 @@ void rms_norm(Engine& engine, const m4j_rms_norm_args& a) {
 
 void linear(Engine& engine, const m4j_linear_args& a) {
   const Tensor x{"args.x", a.x}, weight{"args.weight", a.weight}, bias{"args.bias", a.bias}, out{"args.out", a.out};
-  check_tensor(x, {{"rows", kAny}, {"in", kAny}});
+  const Types activations = activation_types(engine);
+  check_tensor(x, {{"rows", kAny}, {"in", kAny}}, activations);
   const Dim rows{"rows", a.x.shape[0]}, in{"in", a.x.shape[1]};
   check_tensor(weight, {{"out", kAny}, in}, Types::kWeight);
   const Dim out_dim{"out", a.weight.shape[0]};
   check_tensor(bias, {out_dim}, Types::kF32, Presence::kOptional);
-  check_tensor(out, {rows, out_dim});
+  check_tensor(out, {rows, out_dim}, activations);
+  if (a.out.dtype != M4J_F32) check_same_type(out, x);
   for (const Tensor& t : {x, weight, out}) check_rows_contiguous(t);
   check_distinct_elements(out);
   for (const Tensor& input : {x, weight, bias}) check_disjoint(out, input);
+  if (engine.gpu != nullptr) return call_gpu(engine, engine.gpu->api.linear, a);
 
   const FloatBuffer packed_bias = packed_vector(a.bias);
   const DType weight_dtype = static_cast<DType>(a.weight.dtype);
@@ -107,6 +114,8 @@ void embedding(Engine& engine, const m4j_tensor& table_tensor, const int32_t* id
            static_cast<long long>(table.t.shape[0] - 1));
     }
   }
+  if (engine.gpu != nullptr) return call_gpu(engine, engine.gpu->api.embedding, table.t, ids, n_ids, out.t);
+
   const EmbeddingArgs args = {.table = table.t.data,
                               .table_dtype = static_cast<DType>(table.t.dtype),
                               .ids = ids,
@@ -145,15 +154,16 @@ void quantize_tensor(Engine& engine, const m4j_tensor& weights_tensor, const m4j
   }
 }
 
-void softmax(Engine& engine, void (*op)(const SoftmaxArgs&, const Share&), const m4j_tensor& x_tensor,
-             const m4j_tensor& out_tensor) {
+void softmax(Engine& engine, bool log, const m4j_tensor& x_tensor, const m4j_tensor& out_tensor) {
   const Tensor x{"x", x_tensor}, out{"out", out_tensor};
-  check_tensor(x, {{"rows", kAny}, {"n", kAny}});
+  check_tensor(x, {{"rows", kAny}, {"n", kAny}}, activation_types(engine));
   const Dim rows{"rows", x.t.shape[0]}, n{"n", x.t.shape[1]};
   check_tensor(out, {rows, n});
   check_distinct_elements(out);
   check_same_or_disjoint(out, x);
+  if (engine.gpu != nullptr) return call_gpu(engine, engine.gpu->api.softmax, x.t, out.t, log);
 
+  const auto op = log ? engine.ops.log_softmax : engine.ops.softmax;
   const int64_t tile = std::min(rows.size, kTileTokens);
   const TiledOperand x_rows(x.t, 0, kNoDim, 1, tile), out_rows(out.t, 0, kNoDim, 1, tile);
   Engine::Turn turn(engine);
@@ -181,19 +191,19 @@ void softmax(Engine& engine, void (*op)(const SoftmaxArgs&, const Share&), const
 
 m4j_status m4j_rms_norm(m4j_engine* engine, const m4j_rms_norm_args* args, m4j_error* err) {
   using namespace m4j;
-  return guarded(err, [&] { rms_norm(require_cpu(engine), require_args(args, "args")); });
+  return guarded(err, [&] { rms_norm(*require(engine, "engine")->impl, require_args(args, "args")); });
 }
 
 m4j_status m4j_linear(m4j_engine* engine, const m4j_linear_args* args, m4j_error* err) {
   using namespace m4j;
-  return guarded(err, [&] { linear(require_cpu(engine), require_args(args, "args")); });
+  return guarded(err, [&] { linear(*require(engine, "engine")->impl, require_args(args, "args")); });
 }
 
 m4j_status m4j_embedding(m4j_engine* engine, const m4j_tensor* table, const int32_t* ids, int64_t n_ids,
                          const m4j_tensor* out, m4j_error* err) {
   using namespace m4j;
   return guarded(err, [&] {
-    embedding(require_cpu(engine), *require(table, "table"), ids, n_ids, *require(out, "out"));
+    embedding(*require(engine, "engine")->impl, *require(table, "table"), ids, n_ids, *require(out, "out"));
   });
 }
 
@@ -207,15 +217,13 @@ m4j_status m4j_quantize(m4j_engine* engine, const m4j_tensor* weights, const m4j
 m4j_status m4j_softmax(m4j_engine* engine, const m4j_tensor* x, const m4j_tensor* out, m4j_error* err) {
   using namespace m4j;
   return guarded(err, [&] {
-    Engine& e = require_cpu(engine);
-    softmax(e, e.ops.softmax, *require(x, "x"), *require(out, "out"));
+    softmax(*require(engine, "engine")->impl, false, *require(x, "x"), *require(out, "out"));
   });
 }
 
 m4j_status m4j_log_softmax(m4j_engine* engine, const m4j_tensor* x, const m4j_tensor* out, m4j_error* err) {
   using namespace m4j;
   return guarded(err, [&] {
-    Engine& e = require_cpu(engine);
-    softmax(e, e.ops.log_softmax, *require(x, "x"), *require(out, "out"));
+    softmax(*require(engine, "engine")->impl, true, *require(x, "x"), *require(out, "out"));
   });
 }

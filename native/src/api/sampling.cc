@@ -3,6 +3,7 @@
 #include <cfloat>
 
 #include "api/error.h"
+#include "api/gpu_call.h"
 #include "api/handles.h"
 #include "api/validate.h"
 #include "ops/sampling.h"
@@ -23,6 +24,19 @@ void require_count(int64_t value, int64_t i, const char* field) {
        static_cast<long long>(value));
 }
 
+void hand_over(const m4j_sample_args& a, const Vector<SampleResult>& results) {
+  for (std::size_t i = 0; i < results.size(); ++i) {
+    if (results[i].token < 0) {
+      fail(M4J_ERR_INVALID_ARGUMENT, "args.logits[%zu, %d]: is %g, expected finite numbers", i, -1 - results[i].token,
+           static_cast<double>(results[i].log_prob));
+    }
+  }
+  for (std::size_t i = 0; i < results.size(); ++i) {
+    a.tokens[i] = results[i].token;
+    if (a.log_probs != nullptr) a.log_probs[i] = results[i].log_prob;
+  }
+}
+
 void sample(Engine& engine, const m4j_sample_args& a) {
   const Tensor logits{"args.logits", a.logits};
   check_tensor(logits, {{"rows", kAny}, {"V", kAny}});
@@ -40,6 +54,11 @@ void sample(Engine& engine, const m4j_sample_args& a) {
     check_sampling(*a.samplings[i], i, V);
     items.push_back(sample_item(*a.samplings[i], i, V, a.log_probs != nullptr));
   }
+  if (engine.gpu != nullptr) {
+    call_gpu(engine, engine.gpu->api.sample, a.logits, items.data(), results.data());
+    hand_over(a, results);
+    return;
+  }
   const SampleArgs args = {.logits = static_cast<const float*>(a.logits.data),
                            .ld_logits = a.logits.strides[0],
                            .items = items.data(),
@@ -50,17 +69,7 @@ void sample(Engine& engine, const m4j_sample_args& a) {
     turn.reserve(0, engine.ops.sample_scratch(V));
     turn.run([&](const Share& share) { engine.ops.sample(args, share); });
   }
-  for (int64_t i = 0; i < rows; ++i) {
-    const SampleResult& r = results[static_cast<std::size_t>(i)];
-    if (r.token < 0) {
-      fail(M4J_ERR_INVALID_ARGUMENT, "args.logits[%lld, %d]: is %g, expected finite numbers", static_cast<long long>(i),
-           -1 - r.token, static_cast<double>(r.log_prob));
-    }
-  }
-  for (int64_t i = 0; i < rows; ++i) {
-    a.tokens[i] = results[static_cast<std::size_t>(i)].token;
-    if (a.log_probs != nullptr) a.log_probs[i] = results[static_cast<std::size_t>(i)].log_prob;
-  }
+  hand_over(a, results);
 }
 
 }  // namespace
@@ -92,5 +101,5 @@ void check_sampling(const m4j_sampling& s, int64_t i, int64_t vocab_size) {
 
 m4j_status m4j_sample(m4j_engine* engine, const m4j_sample_args* args, m4j_error* err) {
   using namespace m4j;
-  return guarded(err, [&] { sample(require_cpu(engine), require_args(args, "args")); });
+  return guarded(err, [&] { sample(*require(engine, "engine")->impl, require_args(args, "args")); });
 }

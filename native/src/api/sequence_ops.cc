@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "api/error.h"
+#include "api/gpu_call.h"
 #include "api/handles.h"
 #include "api/tiles.h"
 #include "api/validate.h"
@@ -51,25 +52,28 @@ void selective_scan(Engine& engine, const m4j_selective_scan_args& a) {
   const Tensor u{"args.u", a.u}, delta{"args.delta", a.delta}, A{"args.A", a.A}, B{"args.B", a.B}, C{"args.C", a.C},
       D{"args.D", a.D}, z{"args.z", a.z}, delta_bias{"args.delta_bias", a.delta_bias},
       initial{"args.initial_state", a.initial_state}, out{"args.out", a.out}, last{"args.last_state", a.last_state};
-  check_tensor(u, {{"B", kAny}, {"E", kAny}, {"L", kAny}});
+  const Types activations = activation_types(engine);
+  check_tensor(u, {{"B", kAny}, {"E", kAny}, {"L", kAny}}, activations);
   const Dim batch{"B", a.u.shape[0]}, inner{"E", a.u.shape[1]}, length{"L", a.u.shape[2]};
-  check_tensor(delta, {batch, inner, length});
+  check_tensor(delta, {batch, inner, length}, activations);
   check_tensor(A, {inner, {"N", kAny}});
   const Dim states{"N", a.A.shape[1]};
-  check_tensor(B, {batch, {"G", kAny}, states, length});
+  check_tensor(B, {batch, {"G", kAny}, states, length}, activations);
   const Dim groups{"G", a.B.shape[1]};
   if (inner.size % groups.size != 0) {
     fail(M4J_ERR_INVALID_ARGUMENT, "args.B: has %lld groups, expected a divisor of E = %lld",
          static_cast<long long>(groups.size), static_cast<long long>(inner.size));
   }
-  check_tensor(C, {batch, groups, states, length});
+  check_tensor(C, {batch, groups, states, length}, activations);
   check_tensor(D, {inner}, Types::kF32, Presence::kOptional);
-  check_tensor(z, {batch, inner, length}, Types::kF32, Presence::kOptional);
+  check_tensor(z, {batch, inner, length}, activations, Presence::kOptional);
   check_tensor(delta_bias, {inner}, Types::kF32, Presence::kOptional);
   check_tensor(initial, {batch, inner, states}, Types::kF32, Presence::kOptional);
-  check_tensor(out, {batch, inner, length});
+  check_tensor(out, {batch, inner, length}, activations);
   check_tensor(last, {batch, inner, states}, Types::kF32, Presence::kOptional);
+  for (const Tensor& t : {delta, B, C, z, out}) check_same_type(t, u);
   check_outputs(out, last, initial, {u, delta, A, B, C, D, z, delta_bias});
+  if (engine.gpu != nullptr) return call_gpu(engine, engine.gpu->api.selective_scan, a);
 
   const int64_t tile = std::min(length.size, kTileTokens);
   const auto along_time = [&](const m4j_tensor& t) { return TiledOperand(t, 2, kNoDim, 1, tile); };  // [L, E]
@@ -139,23 +143,26 @@ void ssd(Engine& engine, const m4j_ssd_args& a) {
   const Tensor x{"args.x", a.x}, dt{"args.dt", a.dt}, A{"args.A", a.A}, B{"args.B", a.B}, C{"args.C", a.C},
       D{"args.D", a.D}, dt_bias{"args.dt_bias", a.dt_bias}, initial{"args.initial_state", a.initial_state},
       out{"args.out", a.out}, last{"args.last_state", a.last_state};
-  check_tensor(x, {{"B", kAny}, {"L", kAny}, {"H", kAny}, {"P", kAny}});
+  const Types activations = activation_types(engine);
+  check_tensor(x, {{"B", kAny}, {"L", kAny}, {"H", kAny}, {"P", kAny}}, activations);
   const Dim batch{"B", a.x.shape[0]}, length{"L", a.x.shape[1]}, heads{"H", a.x.shape[2]}, headdim{"P", a.x.shape[3]};
-  check_tensor(dt, {batch, length, heads});
+  check_tensor(dt, {batch, length, heads}, activations);
   check_tensor(A, {heads});
-  check_tensor(B, {batch, length, {"G", kAny}, {"N", kAny}});
+  check_tensor(B, {batch, length, {"G", kAny}, {"N", kAny}}, activations);
   const Dim groups{"G", a.B.shape[2]}, states{"N", a.B.shape[3]};
   if (heads.size % groups.size != 0) {
     fail(M4J_ERR_INVALID_ARGUMENT, "args.B: has %lld groups, expected a divisor of H = %lld",
          static_cast<long long>(groups.size), static_cast<long long>(heads.size));
   }
-  check_tensor(C, {batch, length, groups, states});
+  check_tensor(C, {batch, length, groups, states}, activations);
   check_tensor(D, {heads}, Types::kF32, Presence::kOptional);
   check_tensor(dt_bias, {heads}, Types::kF32, Presence::kOptional);
   check_tensor(initial, {batch, heads, headdim, states}, Types::kF32, Presence::kOptional);
-  check_tensor(out, {batch, length, heads, headdim});
+  check_tensor(out, {batch, length, heads, headdim}, activations);
   check_tensor(last, {batch, heads, headdim, states}, Types::kF32, Presence::kOptional);
+  for (const Tensor& t : {dt, B, C, out}) check_same_type(t, x);
   check_outputs(out, last, initial, {x, dt, A, B, C, D, dt_bias});
+  if (engine.gpu != nullptr) return call_gpu(engine, engine.gpu->api.ssd, a);
 
   // Whole chunks, so that tiles do not change the result.
   const int64_t tile = std::min(length.size, std::max(kTileTokens / a.chunk_size, int64_t{1}) * a.chunk_size);
@@ -217,16 +224,19 @@ void causal_conv1d(Engine& engine, const m4j_causal_conv1d_args& a) {
   check_flag(a.silu, "args.silu");
   const Tensor x{"args.x", a.x}, weight{"args.weight", a.weight}, bias{"args.bias", a.bias},
       initial{"args.initial_window", a.initial_window}, out{"args.out", a.out}, last{"args.last_window", a.last_window};
-  check_tensor(x, {{"B", kAny}, {"L", kAny}, {"C", kAny}});
+  const Types activations = activation_types(engine);
+  check_tensor(x, {{"B", kAny}, {"L", kAny}, {"C", kAny}}, activations);
   const Dim batch{"B", a.x.shape[0]}, length{"L", a.x.shape[1]}, channels{"C", a.x.shape[2]};
   check_tensor(weight, {channels, {"K", kAny}});
   const int64_t d_conv = a.weight.shape[1];
   const Dim past{"K-1", d_conv - 1};
   check_tensor(bias, {channels}, Types::kF32, Presence::kOptional);
   check_tensor(initial, {batch, channels, past}, Types::kF32, Presence::kOptional);
-  check_tensor(out, {batch, length, channels});
+  check_tensor(out, {batch, length, channels}, activations);
   check_tensor(last, {batch, channels, past}, Types::kF32, Presence::kOptional);
+  check_same_type(out, x);
   check_outputs(out, last, initial, {x, weight, bias});
+  if (engine.gpu != nullptr) return call_gpu(engine, engine.gpu->api.causal_conv1d, a);
 
   const int64_t tile = std::min(length.size, kTileTokens);
   const TiledOperand x_rows(a.x, 1, kNoDim, 2, tile), out_rows(a.out, 1, kNoDim, 2, tile);
@@ -271,15 +281,15 @@ void causal_conv1d(Engine& engine, const m4j_causal_conv1d_args& a) {
 
 m4j_status m4j_selective_scan(m4j_engine* engine, const m4j_selective_scan_args* args, m4j_error* err) {
   using namespace m4j;
-  return guarded(err, [&] { selective_scan(require_cpu(engine), require_args(args, "args")); });
+  return guarded(err, [&] { selective_scan(*require(engine, "engine")->impl, require_args(args, "args")); });
 }
 
 m4j_status m4j_ssd(m4j_engine* engine, const m4j_ssd_args* args, m4j_error* err) {
   using namespace m4j;
-  return guarded(err, [&] { ssd(require_cpu(engine), require_args(args, "args")); });
+  return guarded(err, [&] { ssd(*require(engine, "engine")->impl, require_args(args, "args")); });
 }
 
 m4j_status m4j_causal_conv1d(m4j_engine* engine, const m4j_causal_conv1d_args* args, m4j_error* err) {
   using namespace m4j;
-  return guarded(err, [&] { causal_conv1d(require_cpu(engine), require_args(args, "args")); });
+  return guarded(err, [&] { causal_conv1d(*require(engine, "engine")->impl, require_args(args, "args")); });
 }

@@ -145,6 +145,12 @@ bool check_tensor(Tensor tensor, std::initializer_list<Dim> shape, Types types, 
   return true;
 }
 
+void check_same_type(Tensor tensor, Tensor other) {
+  if (tensor.t.data == nullptr || tensor.t.dtype == other.t.dtype) return;
+  fail(M4J_ERR_UNSUPPORTED, "%s: dtype is %s, expected %s as %s", tensor.name, kTypeNames[tensor.t.dtype],
+       kTypeNames[other.t.dtype], other.name);
+}
+
 void check_contiguous(Tensor tensor) {
   int64_t expected = 1;
   for (int i = tensor.t.rank - 1; i >= 0; --i) {

@@ -29,6 +29,8 @@ struct Tensor {
 bool check_tensor(Tensor tensor, std::initializer_list<Dim> shape, Types types = Types::kF32,
                   Presence presence = Presence::kRequired);
 
+// Absent tensors pass.
+void check_same_type(Tensor tensor, Tensor other);
 // Row-major without gaps.
 void check_contiguous(Tensor tensor);
 // Rank 2 with rows without gaps.

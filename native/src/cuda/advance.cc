@@ -206,8 +206,9 @@ void prefill(States& states, const m4j_advance_args& args, const int64_t* slots)
   const auto add = [&](int64_t row, int64_t tokens, int64_t seq) { pieces.push_back({row, tokens, slots[seq]}); };
   BlockPlan plan(args.offsets, args.n_seqs, capacity, kCutTokens);
   for (BlockPlan::Block block; pieces.clear(), plan.next(&block, add);) {
-    to_device(inputs.ids, args.tokens + block.first, block.tokens * 4, engine.stream);
-    to_device(inputs.segments, pieces.data(), block.pieces * static_cast<int64_t>(sizeof(Segment)), engine.stream);
+    engine.transfers.upload(inputs.ids, args.tokens + block.first, block.tokens * 4, engine.stream);
+    engine.transfers.upload(inputs.segments, pieces.data(), block.pieces * static_cast<int64_t>(sizeof(Segment)),
+                            engine.stream);
     const Batch batch{inputs.ids, {inputs.segments, block.pieces, block.tokens, block.longest}, logits_mode, block.n_last};
     layers(states, batch, act);
     const int64_t rows = logit_rows(batch);
@@ -232,7 +233,9 @@ void prefill(States& states, const m4j_advance_args& args, const int64_t* slots)
                  engine.stream);
         }
       }
-      if (outputs & kLogits) to_host(args.logits + (first_row + r) * V, act.logits, count * V * 4, engine.stream);
+      if (outputs & kLogits) {
+        engine.transfers.download(args.logits + (first_row + r) * V, act.logits, count * V * 4, engine.stream);
+      }
     }
   }
   engine.wait();
@@ -242,10 +245,7 @@ void prefill(States& states, const m4j_advance_args& args, const int64_t* slots)
 }  // namespace
 
 void advance(States& states, const m4j_advance_args& args, const int64_t* slots) {
-  if (args.samplings != nullptr && states.model.config.vocab_size > kMaxGpuSampleVocab) {
-    fail(M4J_ERR_UNSUPPORTED, "sampling on the GPU from %lld logits, expected at most %lld",
-         static_cast<long long>(states.model.config.vocab_size), static_cast<long long>(kMaxGpuSampleVocab));
-  }
+  if (args.samplings != nullptr) check_sample_vocab(states.model.config.vocab_size);
   if (args.offsets[args.n_seqs] == args.n_seqs && args.n_seqs <= kMaxGraphRows) {
     decode(states, args, slots);
   } else {

@@ -3,7 +3,16 @@
 #include <algorithm>
 #include <cstring>
 
+#include "ops/cuda/cuda_ops.h"
+#include "runtime/failure.h"
+
 namespace m4j::cuda {
+
+void check_sample_vocab(int64_t vocab_size) {
+  if (vocab_size <= kMaxGpuSampleVocab) return;
+  fail(M4J_ERR_UNSUPPORTED, "sampling on the GPU from %lld logits, expected at most %lld",
+       static_cast<long long>(vocab_size), static_cast<long long>(kMaxGpuSampleVocab));
+}
 
 void Choices::reserve(int64_t rows) {
   if (rows <= rows_) return;
@@ -15,12 +24,21 @@ void Choices::reserve(int64_t rows) {
 }
 
 void Choices::fill(const m4j_advance_args& args, int64_t rows, int64_t vocab_size) {
-  int64_t recent = 0;
   for (int64_t i = 0; i < rows; ++i) {
     const bool chosen = i < args.n_seqs && args.samplings[i] != nullptr;
     items()[i] = chosen ? sample_item(*args.samplings[i], i, vocab_size, args.log_probs != nullptr) : SampleItem{};
-    recent += items()[i].n_recent;
   }
+  pin_recent(rows);
+}
+
+void Choices::fill(const SampleItem* from, int64_t count) {
+  std::copy_n(from, count, items());
+  pin_recent(count);
+}
+
+void Choices::pin_recent(int64_t rows) {
+  int64_t recent = 0;
+  for (int64_t i = 0; i < rows; ++i) recent += items()[i].n_recent;
   if (recent > recent_capacity_) {
     recent_capacity_ = 0;
     recent_ = PinnedBuffer();

@@ -10,6 +10,9 @@
 
 namespace m4j::cuda {
 
+// Refuses more logits than the kernel takes.
+void check_sample_vocab(int64_t vocab_size);
+
 class Choices {
  public:
   // Room for `rows` items, which do nothing until they are filled. What is there may move.
@@ -17,6 +20,8 @@ class Choices {
   // Items of all sequences of a call, each to choose from the row of its number; further rows do nothing. No kernel that
   // reads them may be running.
   void fill(const m4j_advance_args& args, int64_t rows, int64_t vocab_size);
+  // The same of items that are ready but for the place of their recent ids.
+  void fill(const SampleItem* from, int64_t count);
   // The results of all sequences, once they are there.
   void hand_over(const m4j_advance_args& args) const;
 
@@ -24,6 +29,7 @@ class Choices {
   SampleResult* results() const { return reinterpret_cast<SampleResult*>(memory_.data() + align(item_bytes(rows_))); }
 
  private:
+  void pin_recent(int64_t rows);
   static int64_t item_bytes(int64_t rows) { return rows * static_cast<int64_t>(sizeof(SampleItem)); }
   PinnedBuffer memory_;  // items, results
   PinnedBuffer recent_;  // ids of all sequences, one after the other

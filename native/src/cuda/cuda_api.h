@@ -10,6 +10,9 @@
 namespace m4j {
 
 class Model;
+struct Ops;
+struct SampleItem;
+struct SampleResult;
 
 namespace cuda {
 
@@ -21,11 +24,13 @@ struct DeviceInfo {
   char name[128];
   int32_t compute_major, compute_minor;
   int64_t memory_bytes, free_bytes;
+  float self_test_ms;  // 0 if the device had passed before
 };
 
 struct Api {
-  // Fills *info and a reason in *err if the device cannot be used.
-  m4j_status (*engine_create)(int32_t ordinal, Engine** out, DeviceInfo* info, m4j_error* err);
+  // Fills *info, and a reason in *err if the device cannot be used: what is missing, or that a kernel's results are not
+  // those of the reference.
+  m4j_status (*engine_create)(int32_t ordinal, const Ops& reference, Engine** out, DeviceInfo* info, m4j_error* err);
   void (*engine_release)(Engine*);
   // Bytes of GPU memory held by the engine and all that was made from it.
   int64_t (*engine_bytes)(const Engine*);
@@ -46,6 +51,25 @@ struct Api {
 
   // As m4j_advance; slots[i] are slot numbers.
   m4j_status (*advance)(States*, const m4j_advance_args&, const int64_t* slots, m4j_error* err);
+
+  // Zeroed memory of callers, at a multiple of 256 bytes.
+  m4j_status (*buffer_create)(Engine*, int64_t bytes, void** out, m4j_error* err);
+  void (*buffer_release)(Engine*, void* data, int64_t bytes);
+  // As m4j_copy_bytes.
+  m4j_status (*copy_bytes)(Engine*, void* to, const void* from, int64_t bytes, int32_t direction, m4j_error* err);
+
+  // The operations of mamba4j.h. Whether tensors lie in memory of this device is checked here.
+  m4j_status (*selective_scan)(Engine*, const m4j_selective_scan_args&, m4j_error* err);
+  m4j_status (*ssd)(Engine*, const m4j_ssd_args&, m4j_error* err);
+  m4j_status (*causal_conv1d)(Engine*, const m4j_causal_conv1d_args&, m4j_error* err);
+  m4j_status (*rms_norm)(Engine*, const m4j_rms_norm_args&, m4j_error* err);
+  m4j_status (*linear)(Engine*, const m4j_linear_args&, m4j_error* err);
+  m4j_status (*embedding)(Engine*, const m4j_tensor& table, const int32_t* ids, int64_t n_ids, const m4j_tensor& out,
+                          m4j_error* err);
+  m4j_status (*softmax)(Engine*, const m4j_tensor& x, const m4j_tensor& out, bool log, m4j_error* err);
+  m4j_status (*copy)(Engine*, const m4j_tensor& x, const m4j_tensor& out, m4j_error* err);
+  // items [rows of logits] and results lie in host memory.
+  m4j_status (*sample)(Engine*, const m4j_tensor& logits, const SampleItem* items, SampleResult* results, m4j_error* err);
 };
 
 // The one symbol that the library exports. `version` is M4J_VERSION of the caller; null if it is another.

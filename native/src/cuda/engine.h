@@ -5,8 +5,10 @@
 
 #include <cstdint>
 
+#include "cuda/choices.h"
 #include "cuda/cuda_api.h"
 #include "cuda/memory.h"
+#include "cuda/transfers.h"
 #include "ops/cuda/gemm.h"
 
 namespace m4j::cuda {
@@ -21,6 +23,7 @@ class Engine {
   void use() const { check(cudaSetDevice(ordinal_), "cudaSetDevice"); }
   void wait() const { check(cudaStreamSynchronize(stream), "computing on the GPU"); }
   DeviceInfo info() const;
+  int ordinal() const { return ordinal_; }
 
   // Room of at least `bytes`, kept for later calls; contents are undefined. It moves when it grows.
   char* workspace(int64_t bytes);
@@ -28,6 +31,8 @@ class Engine {
   int64_t bytes = 0;  // of GPU memory, of the engine and all that was made from it
   cudaStream_t stream = nullptr;
   Gemm gemm;
+  Transfers transfers;
+  Choices choices;  // of m4j_sample
 
  private:
   const int ordinal_;

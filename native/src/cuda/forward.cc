@@ -233,10 +233,12 @@ void layers(States& states, const Batch& batch, const Activations& act) {
   const Model& m = states.model;
   embedding({.table = m.embedding.data,
              .table_dtype = m.embedding.dtype,
+             .ld_table = m.config.d_model,
              .ids = batch.ids,
              .tokens = batch.segments.tokens,
              .d_model = m.config.d_model,
-             .out = act.x},
+             .out = act.x,
+             .ld_out = m.config.d_model},
             m.engine.stream);
   Mixer mixer(states, batch, act);
   for (int64_t layer = 0; layer < m.config.n_layer; ++layer) {

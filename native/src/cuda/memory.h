@@ -41,6 +41,16 @@ class DeviceBuffer {
   char* data() const { return static_cast<char*>(data_); }
   int64_t bytes() const { return bytes_; }
 
+  // Leaves the memory, still counted, to whoever calls take_over with it.
+  void* give_up() { return std::exchange(data_, nullptr); }
+  static DeviceBuffer take_over(void* data, int64_t bytes, int64_t* count) {
+    DeviceBuffer buffer;
+    buffer.data_ = data;
+    buffer.bytes_ = bytes;
+    buffer.count_ = count;
+    return buffer;
+  }
+
  private:
   void swap(DeviceBuffer& o) {
     std::swap(data_, o.data_);

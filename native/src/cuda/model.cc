@@ -43,11 +43,7 @@ class Uploader {
   const float* vector(const FloatBuffer& host, int64_t padding = 0) {
     if (host.data() == nullptr) return nullptr;
     char* out = take((host.size() + padding) * 4);
-    if (out != nullptr) {
-      check(cudaMemcpyAsync(out, host.data(), static_cast<std::size_t>(host.size()) * 4, cudaMemcpyHostToDevice,
-                            engine_.stream),
-            "upload of weights");
-    }
+    if (out != nullptr) engine_.transfers.upload(out, host.data(), host.size() * 4, engine_.stream);
     return reinterpret_cast<const float*>(out);
   }
 
@@ -65,9 +61,7 @@ class Uploader {
     const int64_t row_bytes = dtype_bytes(host.dtype, host.columns);
     largest_source_ = std::max(largest_source_, host.rows * row_bytes);
     if (data == nullptr) return m;
-    check(cudaMemcpyAsync(staging_, host.data, static_cast<std::size_t>(host.rows * row_bytes), cudaMemcpyHostToDevice,
-                          engine_.stream),
-          "upload of weights");
+    engine_.transfers.upload(staging_, host.data, host.rows * row_bytes, engine_.stream);
     int64_t from = 0, to = 0;
     for (const Part& p : parts) {
       const int64_t offset = to * columns;
@@ -157,9 +151,7 @@ Model::Model(Engine& engine_, const m4j::Model& host)
   if (plain) {
     const auto bytes = static_cast<int64_t>(decode.size() * sizeof(DecodeLayer));
     decode_layers_ = DeviceBuffer(bytes, "weights", &engine.bytes);
-    check(cudaMemcpyAsync(decode_layers_.data(), decode.data(), static_cast<std::size_t>(bytes), cudaMemcpyHostToDevice,
-                          engine.stream),
-          "upload of weights");
+    engine.transfers.upload(decode_layers_.data(), decode.data(), bytes, engine.stream);
   }
   engine.wait();
 }

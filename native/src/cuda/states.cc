@@ -27,17 +27,10 @@ void States::copy(int64_t target, int64_t source) {
   model.engine.wait();
 }
 
-void States::read(int64_t i, float* host) {
-  check(cudaMemcpyAsync(host, slot(i), static_cast<std::size_t>(slot_bytes()), cudaMemcpyDeviceToHost,
-                        model.engine.stream),
-        "reading a slot");
-  model.engine.wait();
-}
+void States::read(int64_t i, float* host) { model.engine.transfers.download(host, slot(i), slot_bytes(), model.engine.stream); }
 
 void States::write(int64_t i, const float* host) {
-  check(cudaMemcpyAsync(slot(i), host, static_cast<std::size_t>(slot_bytes()), cudaMemcpyHostToDevice,
-                        model.engine.stream),
-        "writing a slot");
+  model.engine.transfers.upload(slot(i), host, slot_bytes(), model.engine.stream);
   model.engine.wait();
 }
 

@@ -119,6 +119,11 @@ void advance_on_gpu(States& states, const States::Lease& lease, const m4j_advanc
 
 void advance(States& states, const m4j_advance_args& args) {
   States::Lease lease(states, "slots", args.slots, args.n_seqs);
+  advance(lease, args);
+}
+
+void advance(States::Lease& lease, const m4j_advance_args& args) {
+  States& states = lease.states();
   if (states.gpu() == nullptr) {
     advance_on_cpu(states.model(), lease, args);
   } else {

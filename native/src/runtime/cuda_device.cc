@@ -5,6 +5,8 @@
 #include <mutex>
 #include <string>
 
+#include "ops/ops.h"
+
 namespace m4j {
 namespace {
 
@@ -44,7 +46,7 @@ const cuda::Api& open_api(const char* library) {
 }  // namespace
 
 CudaDevice::CudaDevice(int32_t ordinal, const char* library) : api(open_api(library)) {
-  call(api.engine_create, ordinal, &engine, &info);
+  call(api.engine_create, ordinal, reference_ops(), &engine, &info);
 }
 
 }  // namespace m4j

@@ -16,8 +16,8 @@ TEST(CudaEmbedding, CopiesRows) {
       const DeviceArray table_memory(dtype, table, d_model), out(DType::kF32, tokens, d_model);
       DeviceArray id_memory(DType::kF32, 1, tokens);
       must(cudaMemcpy(id_memory.data(), ids.data(), ids.size() * 4, cudaMemcpyHostToDevice));
-      embedding({table_memory.data(), dtype, static_cast<const int32_t*>(id_memory.data()), tokens, d_model,
-                 out.floats()},
+      embedding({table_memory.data(), dtype, d_model, static_cast<const int32_t*>(id_memory.data()), tokens, d_model,
+                 out.floats(), d_model},
                 nullptr);
       std::vector<float> expected;
       for (int32_t id : ids) m4j::test::append(expected, m4j::test::slice_rows(table, d_model, id, id + 1));

@@ -47,6 +47,8 @@ class Strided {
     for (int64_t i = 0; i < size(); ++i) v.push_back(at(i));
     return v;
   }
+  // All elements that the memory holds, those of no index included; tensor().data points into it.
+  const std::vector<float>& storage() const { return storage_; }
   // Elements that belong to no index are as they were.
   bool gaps_untouched() const {
     size_t written = 0;

@@ -3,43 +3,19 @@
 #include <algorithm>
 
 #include "ops/cuda/launch.cuh"
+#include "ops/cuda/stored.cuh"
 
 namespace m4j::cuda {
 namespace {
 
 constexpr int kThreads = 256;
 
-__device__ float block_scale(const uint8_t* block) {
-  return __half2float(__ushort_as_half(static_cast<unsigned short>(block[0] | block[1] << 8)));
-}
-
-__device__ int block_code(const uint8_t* block, int k, bool wide) {
-  if (wide) return static_cast<int8_t>(block[2 + k]);
-  return (k < 16 ? block[2 + k] & 15 : block[2 + k - 16] >> 4) - 8;
-}
-
-// Element i of an array in a checkpoint's layout; blocks of quantised types lie at any address.
-template <DType kFrom>
-__device__ float load(const void* p, int64_t i) {
-  if constexpr (kFrom == DType::kF32) {
-    return static_cast<const float*>(p)[i];
-  } else if constexpr (kFrom == DType::kF16) {
-    return to_float(static_cast<const __half*>(p)[i]);
-  } else if constexpr (kFrom == DType::kBF16) {
-    return to_float(static_cast<const __nv_bfloat16*>(p)[i]);
-  } else {
-    constexpr bool kWide = kFrom == DType::kQ8_0;
-    const uint8_t* block = static_cast<const uint8_t*>(p) + i / kQuantBlock * (kWide ? 34 : 18);
-    return block_scale(block) * static_cast<float>(block_code(block, static_cast<int>(i % kQuantBlock), kWide));
-  }
-}
-
 template <DType kFrom, typename To>
 __global__ void convert_kernel(const void* __restrict__ source, int64_t rows, int64_t columns, To* __restrict__ out,
                                int64_t ld_out) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < rows * columns; i += step) {
-    out[i / columns * ld_out + i % columns] = from_float<To>(load<kFrom>(source, i));
+    out[i / columns * ld_out + i % columns] = from_float<To>(load_stored<kFrom>(source, i));
   }
 }
 
@@ -78,13 +54,7 @@ void convert(const ConvertArgs& a, cudaStream_t stream) {
       split_kernel<false><<<grid, kThreads, 0, stream>>>(bytes, count, codes, scales);
     }
   } else {
-    switch (a.from) {
-      case DType::kF32: convert_from<DType::kF32>(a, grid, stream); break;
-      case DType::kF16: convert_from<DType::kF16>(a, grid, stream); break;
-      case DType::kBF16: convert_from<DType::kBF16>(a, grid, stream); break;
-      case DType::kQ8_0: convert_from<DType::kQ8_0>(a, grid, stream); break;
-      case DType::kQ4_0: convert_from<DType::kQ4_0>(a, grid, stream); break;
-    }
+    with_stored_type(a.from, [&]<DType kFrom>() { convert_from<kFrom>(a, grid, stream); });
   }
   check_launch("convert");
 }

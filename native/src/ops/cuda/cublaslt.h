@@ -1,5 +1,5 @@
 // The few functions of cuBLASLt that the large matrix products need, opened at run time: its headers come with a full
-// CUDA toolkit only. tests/cuda/cublaslt_test.cu compares these declarations with the headers where they are present.
+// CUDA toolkit only. tests/cuda/cublaslt_headers.cc compares these declarations with the headers where they are installed.
 // Source of types and values: NVIDIA's cuBLAS documentation, section "Using the cuBLASLt API".
 #pragma once
 

@@ -42,11 +42,13 @@ struct Workspace {
 
 // out[t] = table[ids[t]]
 struct EmbeddingArgs {
-  const void* table;  // [V, D] in table_dtype: F32, F16 or BF16
+  const void* table;  // [V, D] in table_dtype, quantised as a checkpoint stores it
   DType table_dtype;
+  int64_t ld_table;    // quantised: D
   const int32_t* ids;  // [T]
   int64_t tokens, d_model;
   float* out;  // [T, D]
+  int64_t ld_out;
 };
 void embedding(const EmbeddingArgs&, cudaStream_t stream);
 

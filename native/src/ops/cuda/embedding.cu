@@ -1,5 +1,5 @@
 #include "ops/cuda/cuda_ops.h"
-#include "ops/cuda/launch.cuh"
+#include "ops/cuda/stored.cuh"
 
 namespace m4j::cuda {
 namespace {
@@ -7,20 +7,18 @@ namespace {
 constexpr int kThreads = 256;
 
 // One block a token.
-template <typename T>
-__global__ void embedding_kernel(const T* __restrict__ table, const int32_t* __restrict__ ids, int64_t d_model,
-                                 float* __restrict__ out) {
-  const int64_t token = blockIdx.x;
-  const T* row = table + ids[token] * d_model;
-  for (int64_t i = threadIdx.x; i < d_model; i += blockDim.x) out[token * d_model + i] = to_float(row[i]);
+template <DType kFrom>
+__global__ void embedding_kernel(const EmbeddingArgs a) {
+  const int64_t token = blockIdx.x, row = a.ids[token] * a.ld_table;
+  float* out = a.out + token * a.ld_out;
+  for (int64_t i = threadIdx.x; i < a.d_model; i += blockDim.x) out[i] = load_stored<kFrom>(a.table, row + i);
 }
 
 }  // namespace
 
 void embedding(const EmbeddingArgs& a, cudaStream_t stream) {
-  with_element_type(a.table_dtype, [&]<typename T>(T) {
-    embedding_kernel<<<static_cast<unsigned>(a.tokens), kThreads, 0, stream>>>(static_cast<const T*>(a.table), a.ids,
-                                                                             a.d_model, a.out);
+  with_stored_type(a.table_dtype, [&]<DType kFrom>() {
+    embedding_kernel<kFrom><<<static_cast<unsigned>(a.tokens), kThreads, 0, stream>>>(a);
   });
   check_launch("embedding");
 }

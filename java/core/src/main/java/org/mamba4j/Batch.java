@@ -5,9 +5,11 @@ import java.lang.foreign.MemorySegment;
 import java.lang.ref.Reference;
 import java.util.Arrays;
 import java.util.Objects;
+import java.util.concurrent.CompletableFuture;
 import org.mamba4j.ffi.mamba4j_h;
 import org.mamba4j.internal.AdvanceCall;
 import org.mamba4j.internal.CallGate;
+import org.mamba4j.internal.CompletionQueue;
 import org.mamba4j.internal.OffHeap;
 import org.mamba4j.internal.Reclaimer;
 import org.mamba4j.internal.Status;
@@ -118,18 +120,54 @@ public final class Batch implements AutoCloseable {
     handle.gate.enterAlone();
     try {
       checkReady();
-      if (block == null) {
-        block = OffHeap.allocate(
-            handle.call.arena(), "logits of the batch", DType.F32, sessions.length, model.config().vocabSize());
-        for (int i = 0; i < sessions.length; i++) {
-          lastLogits[i] = block.select(0, i);
-        }
-      }
+      ensureBlock();
       run(mamba4j_h.M4J_LOGITS_LAST(), block.segment(), false);
       allLogits = null;
     } finally {
       handle.gate.leave();
     }
+  }
+
+  /**
+   * Feeds all sessions as {@link #advance} does, without waiting: the future completes once all have advanced and the
+   * batch has their {@link #logits(int)}, or with the exception that {@code advance} would have thrown while it computed.
+   * Until then the batch and its sessions are in use, as in {@link Session#advanceAsync}.
+   */
+  public CompletableFuture<Void> advanceAsync() {
+    handle.gate.enterAlone();
+    boolean submitted = false;
+    try {
+      checkReady();
+      ensureBlock();
+      acquireSessions();
+      try {
+        CompletableFuture<Void> future = new CompletableFuture<>();
+        CompletionQueue.Listener listener = (status, failure) -> ended(status, failure, future);
+        int mode = mamba4j_h.M4J_LOGITS_LAST();
+        Model.Handle owner = model.handle();
+        Status.check(
+            handle.call.submit(owner.queue, owner.states, mode, block.segment(), listener), handle.call.error());
+        submitted = true;
+        return future;
+      } finally {
+        if (!submitted) {
+          releaseSessions(size);
+        }
+      }
+    } finally {
+      if (!submitted) {
+        handle.gate.leave();
+      }
+    }
+  }
+
+  /** The end of an asynchronous call. */
+  private void ended(int status, RuntimeException failure, CompletableFuture<Void> future) {
+    noteAdvance(status);
+    allLogits = null;
+    releaseSessions(size);
+    handle.gate.leave();
+    CompletionQueue.complete(future, null, failure);
   }
 
   /** Feeds all sessions and computes the logits after every token, in memory of its own that is GC-managed. */
@@ -265,28 +303,52 @@ public final class Batch implements AutoCloseable {
   }
 
   private void run(int logitsMode, MemorySegment logits, boolean next) {
+    acquireSessions();
+    try {
+      MemorySegment states = model.handle().states;
+      int status = next ? handle.call.next(states) : handle.call.run(states, logitsMode, logits);
+      noteAdvance(status);
+      Status.check(status, handle.call.error());
+    } finally {
+      releaseSessions(size);
+    }
+  }
+
+  /** Takes the model and all sessions for one call, or throws and has taken none. */
+  private void acquireSessions() {
+    model.handle().gate.enter();
     int acquired = 0;
     try {
       for (; acquired < size; acquired++) {
         sessions[acquired].acquireForBatch();
       }
-      model.handle().gate.enter();
-      int status;
-      try {
-        status = next
-            ? handle.call.next(model.handle().states)
-            : handle.call.run(model.handle().states, logitsMode, logits);
-      } finally {
-        model.handle().gate.leave();
-      }
-      for (int i = 0; i < size; i++) {
-        sessions[i].advancedInBatch(status, handle.call.offset(i + 1) - handle.call.offset(i));
-      }
-      Status.check(status, handle.call.error());
-      advanced = true;
     } finally {
-      for (int i = 0; i < acquired; i++) {
-        sessions[i].releaseAfterBatch();
+      if (acquired < size) {
+        releaseSessions(acquired);
+      }
+    }
+  }
+
+  private void releaseSessions(int acquired) {
+    for (int i = 0; i < acquired; i++) {
+      sessions[i].releaseAfterBatch();
+    }
+    model.handle().gate.leave();
+  }
+
+  private void noteAdvance(int status) {
+    for (int i = 0; i < size; i++) {
+      sessions[i].advancedInBatch(status, handle.call.offset(i + 1) - handle.call.offset(i));
+    }
+    advanced = status == mamba4j_h.M4J_OK();
+  }
+
+  private void ensureBlock() {
+    if (block == null) {
+      block = OffHeap.allocate(
+          handle.call.arena(), "logits of the batch", DType.F32, sessions.length, model.config().vocabSize());
+      for (int i = 0; i < sessions.length; i++) {
+        lastLogits[i] = block.select(0, i);
       }
     }
   }

@@ -9,6 +9,7 @@ import org.mamba4j.ffi.m4j_engine_options;
 import org.mamba4j.ffi.m4j_error;
 import org.mamba4j.ffi.mamba4j_h;
 import org.mamba4j.internal.CallGate;
+import org.mamba4j.internal.CompletionQueue;
 import org.mamba4j.internal.CudaLibrary;
 import org.mamba4j.internal.NativeLibrary;
 import org.mamba4j.internal.NativeLog;
@@ -17,7 +18,7 @@ import org.mamba4j.internal.Status;
 
 /**
  * A device and its threads. Any number of models and threads may share one; computations take turns on it, and its
- * threads sleep in between. On a GPU it runs models; {@link Ops} need an engine on the CPU. What the native library logs goes to the {@link System.Logger} named {@code org.mamba4j}.
+ * threads sleep in between. What the native library logs goes to the {@link System.Logger} named {@code org.mamba4j}.
  *
  * <p>Closing waits for running {@link Ops}. Models that use the engine keep working: its threads end with the last of
  * them.
@@ -26,8 +27,8 @@ public final class Engine implements AutoCloseable {
   private final Handle handle;
   private final Device device;
 
-  private Engine(MemorySegment pointer, Device device) {
-    this.handle = new Handle(pointer);
+  private Engine(Handle handle, Device device) {
+    this.handle = handle;
     this.device = device;
     Reclaimer.whenForgotten(this, handle::close);
   }
@@ -66,7 +67,7 @@ public final class Engine implements AutoCloseable {
       MemorySegment out = arena.allocate(C_POINTER);
       MemorySegment error = m4j_error.allocate(arena);
       Status.check(mamba4j_h.m4j_engine_create(struct, out, error), error);
-      return new Engine(out.get(C_POINTER, 0), options.device());
+      return new Engine(new Handle(out.get(C_POINTER, 0)), options.device());
     }
   }
 
@@ -105,7 +106,7 @@ public final class Engine implements AutoCloseable {
     }
   }
 
-  /** Bytes of GPU memory that the engine, its models and sessions hold at this moment; 0 on the CPU. */
+  /** Bytes of GPU memory that the engine, its tensors, models and sessions hold at this moment; 0 on the CPU. */
   public long deviceBytes() {
     enter();
     try {
@@ -148,16 +149,33 @@ public final class Engine implements AutoCloseable {
     return handle.pointer;
   }
 
+  /** Asynchronous calls on the engine; who keeps it retains it. Between {@link #enter} and {@link #leave}. */
+  CompletionQueue queue() {
+    return handle.queue;
+  }
+
   private static final class Handle {
     final CallGate gate = new CallGate("the engine");
     final MemorySegment pointer;
+    final CompletionQueue queue;
 
     Handle(MemorySegment pointer) {
       this.pointer = pointer;
+      try {
+        this.queue = CompletionQueue.create(pointer);
+      } catch (RuntimeException | Error e) {
+        mamba4j_h.m4j_engine_release(pointer);
+        throw e;
+      }
     }
 
     void close() {
-      gate.close(() -> mamba4j_h.m4j_engine_release(pointer));
+      gate.close(this::release);
+    }
+
+    private void release() {
+      queue.release();
+      mamba4j_h.m4j_engine_release(pointer);
     }
   }
 }

@@ -10,6 +10,7 @@ import org.mamba4j.checkpoint.Checkpoint;
 import org.mamba4j.ffi.mamba4j_h;
 import org.mamba4j.hub.Hub;
 import org.mamba4j.internal.CallGate;
+import org.mamba4j.internal.CompletionQueue;
 import org.mamba4j.internal.Reclaimer;
 
 /**
@@ -168,13 +169,21 @@ public final class Model implements AutoCloseable {
     final CallGate gate = new CallGate("the model");
     final MemorySegment model;
     final MemorySegment states;
+    final CompletionQueue queue;
     private final Engine ownEngine; // null: shared
     private final Checkpoint mapped; // null: nothing is mapped any more
     private final Arena copies;
 
-    Handle(MemorySegment model, MemorySegment states, Engine ownEngine, Checkpoint mapped, Arena copies) {
+    Handle(
+        MemorySegment model,
+        MemorySegment states,
+        CompletionQueue queue,
+        Engine ownEngine,
+        Checkpoint mapped,
+        Arena copies) {
       this.model = model;
       this.states = states;
+      this.queue = queue;
       this.ownEngine = ownEngine;
       this.mapped = mapped;
       this.copies = copies;
@@ -187,6 +196,7 @@ public final class Model implements AutoCloseable {
     private void release() {
       mamba4j_h.m4j_states_release(states);
       mamba4j_h.m4j_model_release(model);
+      queue.release();
       ModelLoader.release(ownEngine, mapped, copies); // only now is the weights' memory unused
     }
   }

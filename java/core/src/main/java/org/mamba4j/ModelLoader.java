@@ -17,6 +17,7 @@ import org.mamba4j.ffi.m4j_layer_weights;
 import org.mamba4j.ffi.m4j_model_config;
 import org.mamba4j.ffi.m4j_model_weights;
 import org.mamba4j.ffi.mamba4j_h;
+import org.mamba4j.internal.CompletionQueue;
 import org.mamba4j.internal.FloatConversion;
 import org.mamba4j.internal.OffHeap;
 import org.mamba4j.internal.Reclaimer;
@@ -89,6 +90,7 @@ final class ModelLoader {
     ModelConfig config = checkpoint.config();
     MemorySegment model;
     MemorySegment states;
+    CompletionQueue queue;
     try (Arena arena = Arena.ofConfined()) {
       MemorySegment out = arena.allocate(C_POINTER);
       MemorySegment error = m4j_error.allocate(arena);
@@ -97,6 +99,7 @@ final class ModelLoader {
       engine.enter();
       try {
         Status.check(mamba4j_h.m4j_model_create(engine.pointer(), configStruct, weights, out, error), error);
+        queue = engine.queue().retain();
       } finally {
         engine.leave();
       }
@@ -104,6 +107,7 @@ final class ModelLoader {
       int status = mamba4j_h.m4j_states_create(model, 0, out, error);
       if (status != mamba4j_h.M4J_OK()) {
         mamba4j_h.m4j_model_release(model);
+        queue.release();
         Status.check(status, error);
       }
       states = out.get(C_POINTER, 0);
@@ -112,7 +116,7 @@ final class ModelLoader {
     if (copied) {
       checkpoint.close();
     }
-    var handle = new Model.Handle(model, states, ownEngine, copied ? null : checkpoint, copies);
+    var handle = new Model.Handle(model, states, queue, ownEngine, copied ? null : checkpoint, copies);
     return new Model(folder, config, engine, parameters, weightBytes, handle);
   }
 

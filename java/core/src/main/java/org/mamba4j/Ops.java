@@ -10,18 +10,26 @@ import java.lang.ref.Reference;
 import java.util.Arrays;
 import java.util.function.BiConsumer;
 import org.mamba4j.ffi.m4j_causal_conv1d_args;
+import org.mamba4j.ffi.m4j_error;
 import org.mamba4j.ffi.m4j_linear_args;
 import org.mamba4j.ffi.m4j_rms_norm_args;
 import org.mamba4j.ffi.m4j_sample_args;
 import org.mamba4j.ffi.m4j_selective_scan_args;
 import org.mamba4j.ffi.m4j_ssd_args;
+import org.mamba4j.ffi.mamba4j_h;
 import org.mamba4j.internal.OffHeap;
 import org.mamba4j.internal.OpCall;
 import org.mamba4j.internal.OpFunction;
+import org.mamba4j.internal.Status;
 
 /**
- * The operations that the models are made of, on tensors of the caller. Strided views are taken as they are; nothing
- * is copied. Each returns its output: the one given, or a new F32 tensor in GC-managed memory.
+ * The operations that the models are made of, on tensors of the caller, in memory of the engine's device. Each returns
+ * its output, once it is there: the one given, or a new tensor in GC-managed memory.
+ *
+ * <p>On the CPU tensors are F32 unless that is said, strided views are taken as they are, and nothing is copied. On a GPU
+ * the activations of a call may be F16 or BF16 instead, all of one type, which a new output has too; weights,
+ * states, windows and biases are F32 as on the CPU. Views whose rows a kernel cannot take as they lie are packed on the
+ * way, in parts of bounded size. Limits there: 256 states in a selective scan, 8 taps in a convolution.
  *
  * <p>Tensors must be off-heap (a Java array is refused), aligned to their element and, as outputs, writable and not
  * overlapping an input unless that is said. While a call runs no arena of its tensors can be closed: {@code close}
@@ -41,7 +49,7 @@ public final class Ops {
    */
   public static Tensor selectiveScan(Engine engine, SelectiveScanArgs args) {
     required("u", args.u());
-    Tensor out = args.out() == null ? like(args.u()) : args.out();
+    Tensor out = args.out() == null ? like(engine, args.u()) : args.out();
     return call(
         engine,
         out,
@@ -70,7 +78,7 @@ public final class Ops {
    */
   public static Tensor ssd(Engine engine, SsdArgs args) {
     required("x", args.x());
-    Tensor out = args.out() == null ? like(args.x()) : args.out();
+    Tensor out = args.out() == null ? like(engine, args.x()) : args.out();
     return call(
         engine,
         out,
@@ -101,7 +109,7 @@ public final class Ops {
    */
   public static Tensor causalConv1d(Engine engine, CausalConv1dArgs args) {
     required("x", args.x());
-    Tensor out = args.out() == null ? like(args.x()) : args.out();
+    Tensor out = args.out() == null ? like(engine, args.x()) : args.out();
     return call(
         engine,
         out,
@@ -122,7 +130,7 @@ public final class Ops {
   /** RMSNorm over the last dimension, in groups, gated if a gate is given. Returns out [rows, D]. */
   public static Tensor rmsNorm(Engine engine, RmsNormArgs args) {
     required("x", args.x());
-    Tensor out = args.out() == null ? like(args.x()) : args.out();
+    Tensor out = args.out() == null ? like(engine, args.x()) : args.out();
     return call(
         engine,
         out,
@@ -146,7 +154,7 @@ public final class Ops {
   public static Tensor linear(Engine engine, Tensor x, Tensor weight, Tensor bias) {
     checkRank("x", x, 2);
     checkRank("weight", weight, 2);
-    return linear(engine, x, weight, bias, allocate(x.dim(0), weight.dim(0)));
+    return linear(engine, x, weight, bias, allocate(engine, activation(engine, x), x.dim(0), weight.dim(0)));
   }
 
   /** As {@link #linear(Engine, Tensor, Tensor, Tensor)}, into {@code out} [rows, out]. */
@@ -168,7 +176,7 @@ public final class Ops {
   /** Rows of {@code table} [V, D] (F32, F16, BF16, Q8_0 or Q4_0) in the order of {@code ids}: F32 [ids, D]. */
   public static Tensor embedding(Engine engine, Tensor table, int... ids) {
     checkRank("table", table, 2);
-    Tensor out = allocate(ids.length, table.dim(1));
+    Tensor out = allocate(engine, DType.F32, ids.length, table.dim(1));
     return call(
         engine,
         out,
@@ -183,11 +191,13 @@ public final class Ops {
 
   /**
    * Quantises {@code weights} [rows, n] (F32, F16 or BF16, contiguous, n a multiple of 32) into {@code out} [rows, n],
-   * {@link DType#Q8_0} or {@link DType#Q4_0}: scales for the least squared error of each block. Returns out.
+   * {@link DType#Q8_0} or {@link DType#Q4_0}: scales for the least squared error of each block. Both are in host memory,
+   * whatever the engine's device: its threads prepare what models are made from. Returns out.
    */
   public static Tensor quantize(Engine engine, Tensor weights, Tensor out) {
     return call(
         engine,
+        Device.cpu(),
         out,
         (arena, call) -> {
           MemorySegment weightsStruct = call.input("weights", required("weights", weights));
@@ -198,7 +208,7 @@ public final class Ops {
 
   /** Softmax over the last dimension of {@code x} [rows, n], in a new tensor. */
   public static Tensor softmax(Engine engine, Tensor x) {
-    return softmax(engine, x, like(required("x", x)));
+    return softmax(engine, x, allocate(engine, DType.F32, required("x", x).shape()));
   }
 
   /** Softmax over the last dimension of {@code x} [rows, n] into {@code out}, which may be x. */
@@ -208,7 +218,7 @@ public final class Ops {
 
   /** Logarithm of the softmax over the last dimension of {@code x} [rows, n], in a new tensor. */
   public static Tensor logSoftmax(Engine engine, Tensor x) {
-    return logSoftmax(engine, x, like(required("x", x)));
+    return logSoftmax(engine, x, allocate(engine, DType.F32, required("x", x).shape()));
   }
 
   /** Logarithm of the softmax over the last dimension of {@code x} [rows, n] into {@code out}, which may be x. */
@@ -254,23 +264,125 @@ public final class Ops {
         });
   }
 
+  /**
+   * Copies the elements of {@code from} into {@code to}, which has the same shape. Each is in host memory or in that of
+   * the engine's device; any strides. One element type is converted to another as {@link Tensor#copyFrom} does in host
+   * memory, between F32, F16 and BF16 where a GPU takes part, rounded to nearest, ties to even. Returns to.
+   */
+  public static Tensor copy(Engine engine, Tensor from, Tensor to) {
+    checkPlace("from", required("from", from), engine);
+    checkPlace("to", required("to", to), engine);
+    if (!Arrays.equals(from.shape(), to.shape())) {
+      throw new IllegalArgumentException(
+          "to: shape %s expected, found %s".formatted(Arrays.toString(from.shape()), Arrays.toString(to.shape())));
+    }
+    boolean up = !from.device().isCuda();
+    boolean down = !to.device().isCuda();
+    if (up && down) {
+      to.copyFrom(from);
+    } else if (from.dtype() == to.dtype() && isPlain(from) && isPlain(to)) {
+      copyBytes(engine, from, to);
+    } else if (!up && !down) {
+      copyElements(engine, from, to);
+    } else {
+      copyOverTheBus(engine, from, to, up);
+    }
+    return to;
+  }
+
+  /** Over the bus go plain bytes of the host tensor's type; the GPU does the rest. */
+  private static void copyOverTheBus(Engine engine, Tensor from, Tensor to, boolean up) {
+    try (Arena arena = Arena.ofConfined()) {
+      Tensor between = Tensor.allocate(arena, engine, (up ? from : to).dtype(), from.shape());
+      if (up) {
+        copyBytes(engine, isPlain(from) ? from : from.copyTo(arena), between);
+        copyElements(engine, between, to);
+      } else {
+        Tensor plain = isPlain(to) ? to : OffHeap.allocate(arena, "to", to.dtype(), to.shape());
+        copyElements(engine, from, between);
+        copyBytes(engine, between, plain);
+        if (plain != to) {
+          to.copyFrom(plain);
+        }
+      }
+    }
+  }
+
+  private static void copyElements(Engine engine, Tensor from, Tensor to) {
+    if (isPlain(from) && isPlain(to) && from.dtype() == to.dtype()) {
+      copyBytes(engine, from, to);
+      return;
+    }
+    call(
+        engine,
+        to,
+        (arena, call) -> {
+          MemorySegment fromStruct = call.input("from", from);
+          MemorySegment toStruct = call.output("to", to);
+          call.invoke(OpFunction.COPY, engine.pointer(), fromStruct, toStruct);
+        });
+  }
+
+  private static void copyBytes(Engine engine, Tensor from, Tensor to) {
+    if (to.pointer().isReadOnly()) {
+      throw new IllegalArgumentException("to: writable memory expected, found a read-only segment");
+    }
+    engine.enter();
+    try (Arena arena = Arena.ofConfined()) {
+      MemorySegment error = m4j_error.allocate(arena);
+      long bytes = from.dtype().bytesFor(from.size());
+      int direction =
+          !from.device().isCuda()
+              ? mamba4j_h.M4J_TO_DEVICE()
+              : to.device().isCuda() ? mamba4j_h.M4J_ON_DEVICE() : mamba4j_h.M4J_TO_HOST();
+      Status.check(
+          mamba4j_h.m4j_copy_bytes(engine.pointer(), to.pointer(), from.pointer(), bytes, direction, error), error);
+    } finally {
+      engine.leave();
+    }
+  }
+
+  /** Whether its bytes are its elements in order, at an address. */
+  private static boolean isPlain(Tensor tensor) {
+    return tensor.isContiguous() && tensor.pointer().isNative();
+  }
+
+  private static void checkPlace(String name, Tensor tensor, Engine engine) {
+    if (tensor.device().isCuda() && !tensor.device().equals(engine.device())) {
+      throw new IllegalArgumentException(
+          "%s: a tensor on cpu or %s expected, as the engine, found one on %s"
+              .formatted(name, engine.device(), tensor.device()));
+    }
+  }
+
   private static Tensor call(Engine engine, Tensor out, BiConsumer<Arena, OpCall> body) {
+    return call(engine, engine.device(), out, body);
+  }
+
+  private static Tensor call(Engine engine, Device device, Tensor out, BiConsumer<Arena, OpCall> body) {
     required("out", out);
     engine.enter();
     try (Arena arena = Arena.ofConfined()) {
-      body.accept(arena, new OpCall(arena));
+      body.accept(arena, new OpCall(arena, device));
     } finally {
       engine.leave();
     }
     return out;
   }
 
-  private static Tensor like(Tensor x) {
-    return allocate(x.shape());
+  private static Tensor like(Engine engine, Tensor x) {
+    return allocate(engine, activation(engine, x), x.shape());
   }
 
-  private static Tensor allocate(long... shape) {
-    return OffHeap.allocate(Arena.ofAuto(), "out", DType.F32, shape);
+  /** The type of new outputs that go with x. */
+  private static DType activation(Engine engine, Tensor x) {
+    return engine.device().isCuda() ? x.dtype() : DType.F32;
+  }
+
+  private static Tensor allocate(Engine engine, DType dtype, long... shape) {
+    return engine.device().isCuda()
+        ? Tensor.allocate(Arena.ofAuto(), engine, dtype, shape)
+        : OffHeap.allocate(Arena.ofAuto(), "out", dtype, shape);
   }
 
   private static Tensor required(String name, Tensor tensor) {

@@ -6,9 +6,12 @@ import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.ref.Reference;
 import java.util.Objects;
+import java.util.concurrent.CompletableFuture;
+import java.util.function.Supplier;
 import org.mamba4j.ffi.mamba4j_h;
 import org.mamba4j.internal.AdvanceCall;
 import org.mamba4j.internal.CallGate;
+import org.mamba4j.internal.CompletionQueue;
 import org.mamba4j.internal.OffHeap;
 import org.mamba4j.internal.Reclaimer;
 import org.mamba4j.internal.Status;
@@ -118,6 +121,76 @@ public final class Session implements AutoCloseable {
     } finally {
       leave();
     }
+  }
+
+  /**
+   * Feeds one or more tokens as {@link #advance(int...)} does, without waiting: the future completes once the session
+   * has advanced and has its {@link #logits}, or with the exception that {@code advance} would have thrown while it
+   * computed. Wrong arguments and a session in use are thrown from here. Until the future completes every other call on
+   * the session throws {@link IllegalStateException} but {@link #close}, which waits. Calls on one engine compute in the
+   * order in which they were submitted; cancelling the future does not stop one. What depends on the future runs in a
+   * virtual thread.
+   */
+  public CompletableFuture<Void> advanceAsync(int... tokens) {
+    return submit(null, tokens, () -> null);
+  }
+
+  /**
+   * Feeds one or more tokens as {@link #advanceAsync} does; the future has the token that {@code sampler} chooses after the
+   * last one, as in {@link #next(Sampler, int...)}. Until it completes the sampler is in use too.
+   */
+  public CompletableFuture<Integer> nextAsync(Sampler sampler, int... tokens) {
+    Objects.requireNonNull(sampler, "sampler");
+    return submit(sampler, tokens, () -> accept(sampler, handle.call, 0));
+  }
+
+  /** Submits a call that chooses a token if there is a sampler; {@code result} reads the future's value off it. */
+  private <T> CompletableFuture<T> submit(Sampler sampler, int[] tokens, Supplier<T> result) {
+    enter();
+    try {
+      checkTokens(tokens, 0, tokens.length);
+      feed(tokens, 0, tokens.length);
+      CompletableFuture<T> future = new CompletableFuture<>();
+      boolean choosing = sampler != null;
+      CompletionQueue.Listener listener =
+          (status, failure) -> ended(tokens.length, !choosing, status, failure, future, result);
+      CompletionQueue queue = model.handle().queue;
+      if (choosing) {
+        handle.call.sampling(0, sampler.prepare());
+        check(handle.call.submitNext(queue, states(), listener));
+      } else {
+        check(handle.call.submit(queue, states(), mamba4j_h.M4J_LOGITS_LAST(), logits.segment(), listener));
+      }
+      return future;
+    } catch (RuntimeException | Error e) {
+      leave();
+      throw e;
+    }
+  }
+
+  /** The end of an asynchronous call. */
+  private <T> void ended(
+      int tokens,
+      boolean hasLogits,
+      int status,
+      RuntimeException failure,
+      CompletableFuture<T> future,
+      Supplier<T> result) {
+    T value = null;
+    RuntimeException thrown = failure;
+    if (failure == null) {
+      position += tokens;
+      logitsValid = hasLogits;
+      try {
+        value = result.get();
+      } catch (MambaException e) {
+        thrown = e;
+      }
+    } else {
+      spoiled |= Status.spoilsState(status);
+    }
+    leave();
+    CompletionQueue.complete(future, value, thrown);
   }
 
   /**

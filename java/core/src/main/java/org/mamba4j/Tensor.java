@@ -8,6 +8,7 @@ import java.nio.ByteOrder;
 import java.util.Arrays;
 import java.util.Objects;
 import org.mamba4j.internal.FloatConversion;
+import org.mamba4j.internal.OffHeap;
 
 /**
  * A view on memory: a {@link MemorySegment}, an element type, a shape and strides. Nothing is copied unless a method's
@@ -19,6 +20,10 @@ import org.mamba4j.internal.FloatConversion;
  * <p>The segment decides about lifetime and access: once its arena is closed every access throws
  * {@link IllegalStateException}, and so does access from a thread that does not own a confined arena. A tensor itself
  * is immutable and may be shared by threads; its elements are unsynchronised.
+ *
+ * <p>The memory may also be a GPU's ({@link #device()}): allocated with an engine on it, or handed over as an address.
+ * Views and lifetimes are the same, {@link Ops} on an engine of that device take the tensor, and what asks for elements
+ * or for {@link #segment()} throws {@link UnsupportedOperationException}: copy the tensor with {@link #toHost}.
  */
 public final class Tensor {
   /** Highest number of dimensions. */
@@ -31,13 +36,15 @@ public final class Tensor {
   private static final ValueLayout.OfInt I32 = ValueLayout.JAVA_INT_UNALIGNED.withOrder(ByteOrder.LITTLE_ENDIAN);
   private static final ValueLayout.OfShort I16 = ValueLayout.JAVA_SHORT_UNALIGNED.withOrder(ByteOrder.LITTLE_ENDIAN);
 
-  private final MemorySegment segment; // begins at element [0, ..., 0], ends behind the last one
+  private final Device device;
+  private final MemorySegment memory; // begins at element [0, ..., 0], ends behind the last one; of the device
   private final DType dtype;
   private final long[] shape;
   private final long[] strides;
   private final long size;
 
-  private Tensor(MemorySegment memory, DType dtype, long[] shape, long[] strides) {
+  private Tensor(Device device, MemorySegment memory, DType dtype, long[] shape, long[] strides) {
+    this.device = device;
     this.dtype = dtype;
     this.shape = shape;
     this.strides = strides;
@@ -48,36 +55,71 @@ public final class Tensor {
           "tensor %s %s with strides %s needs %d bytes, the segment has %d"
               .formatted(dtype, Arrays.toString(shape), Arrays.toString(strides), bytes, memory.byteSize()));
     }
-    this.segment = memory.asSlice(0, bytes);
+    this.memory = memory.asSlice(0, bytes);
   }
 
   /** A zeroed, contiguous tensor whose memory belongs to {@code arena}, aligned for SIMD (64 bytes). */
   public static Tensor allocate(Arena arena, DType dtype, long... shape) {
     long[] dims = checkShape(shape);
     long[] strides = contiguousStrides(dims);
-    return new Tensor(arena.allocate(spanBytes(dtype, dims, strides), 64), dtype, dims, strides);
+    return new Tensor(Device.cpu(), arena.allocate(spanBytes(dtype, dims, strides), 64), dtype, dims, strides);
+  }
+
+  /**
+   * A zeroed, contiguous tensor in the memory that {@code engine} computes on, which closing {@code arena} frees.
+   *
+   * @throws MambaException if there is no memory for it; the message names what was asked for and what is free, and all
+   *     that exists stays usable
+   */
+  public static Tensor allocate(Arena arena, Engine engine, DType dtype, long... shape) {
+    if (!engine.device().isCuda()) {
+      return OffHeap.allocate(arena, "tensor", dtype, shape);
+    }
+    long[] dims = checkShape(shape);
+    long[] strides = contiguousStrides(dims);
+    long bytes = spanBytes(dtype, dims, strides);
+    return new Tensor(engine.device(), DeviceMemory.allocate(arena, engine, bytes), dtype, dims, strides);
+  }
+
+  /**
+   * A contiguous view on GPU memory that other code owns, from its address: nothing is copied. It ends with {@code
+   * arena}; the owner keeps the memory as long, and lets nothing write it while an operation runs.
+   *
+   * @throws IllegalArgumentException if {@code device} is not a GPU; host memory comes as a {@link MemorySegment}
+   */
+  public static Tensor ofAddress(Arena arena, Device device, long address, DType dtype, long... shape) {
+    long[] dims = checkShape(shape);
+    return ofAddress(arena, device, address, dtype, dims, contiguousStrides(dims));
+  }
+
+  /** As {@link #ofAddress(Arena, Device, long, DType, long...)}, with strides as {@link #ofStrided} has them. */
+  public static Tensor ofAddressStrided(
+      Arena arena, Device device, long address, DType dtype, long[] shape, long[] strides) {
+    long[] dims = checkShape(shape);
+    return ofAddress(arena, device, address, dtype, dims, checkStrides(dims, strides));
+  }
+
+  private static Tensor ofAddress(
+      Arena arena, Device device, long address, DType dtype, long[] shape, long[] strides) {
+    if (!device.isCuda()) {
+      throw new IllegalArgumentException("device: a GPU expected, found " + device + "; use a MemorySegment instead");
+    }
+    long bytes = spanBytes(dtype, shape, strides);
+    return new Tensor(device, DeviceMemory.view(arena, address, bytes), dtype, shape, strides);
   }
 
   /** A contiguous (row-major) view on the beginning of {@code segment}. */
   public static Tensor of(MemorySegment segment, DType dtype, long... shape) {
     long[] dims = checkShape(shape);
-    return new Tensor(segment, Objects.requireNonNull(dtype, "dtype"), dims, contiguousStrides(dims));
+    return new Tensor(
+        Device.cpu(), segment, Objects.requireNonNull(dtype, "dtype"), dims, contiguousStrides(dims));
   }
 
   /** A view on {@code segment} whose element [i, j, ...] lies at element i * strides[0] + j * strides[1] + .... */
   public static Tensor ofStrided(MemorySegment segment, DType dtype, long[] shape, long[] strides) {
     long[] dims = checkShape(shape);
-    if (strides.length != shape.length) {
-      throw new IllegalArgumentException(
-          "strides %s do not fit shape %s: as many entries expected"
-              .formatted(Arrays.toString(strides), Arrays.toString(shape)));
-    }
-    for (long stride : strides) {
-      if (stride < 0) {
-        throw new IllegalArgumentException("strides %s: must not be negative".formatted(Arrays.toString(strides)));
-      }
-    }
-    return new Tensor(segment, Objects.requireNonNull(dtype, "dtype"), dims, strides.clone());
+    long[] steps = checkStrides(dims, strides);
+    return new Tensor(Device.cpu(), segment, Objects.requireNonNull(dtype, "dtype"), dims, steps);
   }
 
   /** A contiguous view on a direct buffer's bytes from its position to its limit. */
@@ -95,7 +137,7 @@ public final class Tensor {
       throw new IllegalArgumentException(
           "values: shape %s has %d elements, found %d".formatted(Arrays.toString(shape), tensor.size, values.length));
     }
-    MemorySegment.copy(values, 0, tensor.segment, F32, 0, values.length);
+    MemorySegment.copy(values, 0, tensor.memory, F32, 0, values.length);
     return tensor;
   }
 
@@ -129,9 +171,31 @@ public final class Tensor {
     return size;
   }
 
-  /** The memory from the first to the last element; not a copy. */
+  /** Where the memory is. */
+  public Device device() {
+    return device;
+  }
+
+  /**
+   * The memory from the first to the last element; not a copy.
+   *
+   * @throws UnsupportedOperationException if it is a GPU's, which Java cannot access
+   */
   public MemorySegment segment() {
-    return segment;
+    if (device.isCuda()) {
+      throw new UnsupportedOperationException(
+          "%s: its elements are in memory of %s, where Java cannot access them; copy it with toHost"
+              .formatted(this, device));
+    }
+    return memory;
+  }
+
+  /**
+   * The first element as a pointer for native code: a segment of length zero at its address, host's or GPU's, with the
+   * lifetime of the memory.
+   */
+  public MemorySegment pointer() {
+    return memory.asSlice(0, 0);
   }
 
   /** Whether elements follow each other in row-major order without gaps. */
@@ -154,7 +218,7 @@ public final class Tensor {
    * Whether the memory is off-heap and begins at a multiple of {@link DType#alignment()}, as native code needs it.
    */
   public boolean isAligned() {
-    return segment.isNative() && segment.address() % dtype.alignment() == 0;
+    return memory.isNative() && memory.address() % dtype.alignment() == 0;
   }
 
   /**
@@ -195,7 +259,7 @@ public final class Tensor {
       throw new IllegalArgumentException("target: %d entries expected, found %d".formatted(size, target.length));
     }
     if (dtype == DType.F32 && isContiguous()) {
-      MemorySegment.copy(segment, F32, 0, target, 0, target.length);
+      MemorySegment.copy(segment(), F32, 0, target, 0, target.length);
       return;
     }
     int i = 0;
@@ -216,7 +280,8 @@ public final class Tensor {
 
   /**
    * Copies the elements of {@code source}, which has the same shape. The same element type is copied bit by bit; other
-   * types are converted through float, and this tensor must then be a floating-point one.
+   * types are converted through float, and this tensor must then be a floating-point one. For GPU memory there is {@link
+   * Ops#copy}.
    */
   public void copyFrom(Tensor source) {
     if (!Arrays.equals(shape, source.shape)) {
@@ -224,14 +289,14 @@ public final class Tensor {
           "source: shape %s expected, found %s".formatted(Arrays.toString(shape), Arrays.toString(source.shape)));
     }
     if (dtype == source.dtype && isContiguous() && source.isContiguous()) {
-      segment.copyFrom(source.segment);
+      segment().copyFrom(source.segment());
       return;
     }
     int width = dtype.blockBytes(); // blocks are contiguous, so they do not come here without a conversion
     var from = new Elements(source);
     for (var to = new Elements(this); to.hasNext(); ) {
       if (dtype == source.dtype) {
-        MemorySegment.copy(source.segment, from.next() * width, segment, to.next() * width, width);
+        MemorySegment.copy(source.segment(), from.next() * width, segment(), to.next() * width, width);
       } else {
         setFloatAt(to.next(), source.floatAt(from.next()));
       }
@@ -243,6 +308,16 @@ public final class Tensor {
     Tensor copy = allocate(arena, dtype, shape);
     copy.copyFrom(this);
     return copy;
+  }
+
+  /** A contiguous copy in the memory that {@code engine} computes on, which closing {@code arena} frees. */
+  public Tensor toDevice(Engine engine, Arena arena) {
+    return Ops.copy(engine, this, allocate(arena, engine, dtype, shape));
+  }
+
+  /** A contiguous copy in host memory; {@code engine} is on this tensor's device. */
+  public Tensor toHost(Engine engine, Arena arena) {
+    return Ops.copy(engine, this, OffHeap.allocate(arena, "tensor", dtype, shape));
   }
 
   /**
@@ -269,7 +344,7 @@ public final class Tensor {
   public Tensor select(int dim, long index) {
     Objects.checkIndex(dim, shape.length);
     Objects.checkIndex(index, shape[dim]);
-    return new Tensor(from(index * strides[dim]), dtype, without(shape, dim), without(strides, dim));
+    return new Tensor(device, from(index * strides[dim]), dtype, without(shape, dim), without(strides, dim));
   }
 
   /** The view of indices {@code from} (inclusive) to {@code to} (exclusive) of dimension {@code dim}. */
@@ -278,14 +353,14 @@ public final class Tensor {
     Objects.checkFromToIndex(from, to, shape[dim]);
     long[] dims = shape.clone();
     dims[dim] = to - from;
-    return new Tensor(from(from == to ? 0 : from * strides[dim]), dtype, dims, strides);
+    return new Tensor(device, from(from == to ? 0 : from * strides[dim]), dtype, dims, strides);
   }
 
   /** The view with dimensions {@code a} and {@code b} exchanged. */
   public Tensor transpose(int a, int b) {
     Objects.checkIndex(a, shape.length);
     Objects.checkIndex(b, shape.length);
-    return new Tensor(segment, dtype, swapped(shape, a, b), swapped(strides, a, b));
+    return new Tensor(device, memory, dtype, swapped(shape, a, b), swapped(strides, a, b));
   }
 
   /** The view with another shape of the same size; this tensor must be contiguous. */
@@ -300,16 +375,22 @@ public final class Tensor {
           "reshape needs a contiguous tensor, found strides %s for shape %s"
               .formatted(Arrays.toString(strides), Arrays.toString(shape)));
     }
-    return new Tensor(segment, dtype, dims, contiguousStrides(dims));
+    return new Tensor(device, memory, dtype, dims, contiguousStrides(dims));
   }
 
   @Override
   public String toString() {
-    return "Tensor[" + dtype + " " + Arrays.toString(shape) + (isContiguous() ? "" : " strided") + "]";
+    return "Tensor["
+        + dtype
+        + " "
+        + Arrays.toString(shape)
+        + (isContiguous() ? "" : " strided")
+        + (device.isCuda() ? " on " + device : "")
+        + "]";
   }
 
   private MemorySegment from(long element) {
-    return size == 0 ? segment : segment.asSlice(dtype.bytesFor(element));
+    return size == 0 ? memory : memory.asSlice(dtype.bytesFor(element));
   }
 
   private long element(long[] index) {
@@ -342,10 +423,10 @@ public final class Tensor {
     }
     long offset = element * dtype.blockBytes();
     return switch (dtype) {
-      case F64 -> (float) segment.get(F64, offset);
-      case F32 -> segment.get(F32, offset);
-      case F16 -> Float.float16ToFloat(segment.get(I16, offset));
-      case BF16 -> Float.intBitsToFloat(segment.get(I16, offset) << 16);
+      case F64 -> (float) segment().get(F64, offset);
+      case F32 -> segment().get(F32, offset);
+      case F16 -> Float.float16ToFloat(segment().get(I16, offset));
+      case BF16 -> Float.intBitsToFloat(segment().get(I16, offset) << 16);
       case I64, I32, I16, I8, U8, BOOL -> longAt(element);
       case Q8_0, Q4_0 -> throw new AssertionError(dtype);
     };
@@ -354,24 +435,24 @@ public final class Tensor {
   private float dequantised(long element) {
     long block = element / dtype.blockSize() * dtype.blockBytes();
     int i = (int) (element % dtype.blockSize());
-    float scale = Float.float16ToFloat(segment.get(I16, block));
+    float scale = Float.float16ToFloat(segment().get(I16, block));
     long quants = block + Short.BYTES;
     if (dtype == DType.Q8_0) {
-      return scale * segment.get(ValueLayout.JAVA_BYTE, quants + i);
+      return scale * segment().get(ValueLayout.JAVA_BYTE, quants + i);
     }
-    int pair = segment.get(ValueLayout.JAVA_BYTE, quants + i % 16);
+    int pair = segment().get(ValueLayout.JAVA_BYTE, quants + i % 16);
     return scale * ((i < 16 ? pair & 15 : pair >> 4 & 15) - 8);
   }
 
   private long longAt(long element) {
     long offset = element * dtype.blockBytes();
     return switch (dtype) {
-      case I64 -> segment.get(I64, offset);
-      case I32 -> segment.get(I32, offset);
-      case I16 -> segment.get(I16, offset);
-      case I8 -> segment.get(ValueLayout.JAVA_BYTE, offset);
-      case U8 -> Byte.toUnsignedLong(segment.get(ValueLayout.JAVA_BYTE, offset));
-      case BOOL -> segment.get(ValueLayout.JAVA_BYTE, offset) == 0 ? 0 : 1;
+      case I64 -> segment().get(I64, offset);
+      case I32 -> segment().get(I32, offset);
+      case I16 -> segment().get(I16, offset);
+      case I8 -> segment().get(ValueLayout.JAVA_BYTE, offset);
+      case U8 -> Byte.toUnsignedLong(segment().get(ValueLayout.JAVA_BYTE, offset));
+      case BOOL -> segment().get(ValueLayout.JAVA_BYTE, offset) == 0 ? 0 : 1;
       case F64, F32, F16, BF16, Q8_0, Q4_0 -> throw new IllegalArgumentException(
           "an integer tensor expected, found " + dtype + " " + Arrays.toString(shape));
     };
@@ -380,10 +461,10 @@ public final class Tensor {
   private void setFloatAt(long element, float value) {
     long offset = element * dtype.blockBytes();
     switch (dtype) {
-      case F64 -> segment.set(F64, offset, value);
-      case F32 -> segment.set(F32, offset, value);
-      case F16 -> segment.set(I16, offset, Float.floatToFloat16(value));
-      case BF16 -> segment.set(I16, offset, FloatConversion.toBfloat16(value));
+      case F64 -> segment().set(F64, offset, value);
+      case F32 -> segment().set(F32, offset, value);
+      case F16 -> segment().set(I16, offset, Float.floatToFloat16(value));
+      case BF16 -> segment().set(I16, offset, FloatConversion.toBfloat16(value));
       case I64, I32, I16, I8, U8, BOOL, Q8_0, Q4_0 -> throw new IllegalArgumentException(
           "a tensor of floating-point elements expected, found " + dtype + " " + Arrays.toString(shape));
     }
@@ -406,6 +487,20 @@ public final class Tensor {
       }
     }
     return shape.clone();
+  }
+
+  private static long[] checkStrides(long[] shape, long[] strides) {
+    if (strides.length != shape.length) {
+      throw new IllegalArgumentException(
+          "strides %s do not fit shape %s: as many entries expected"
+              .formatted(Arrays.toString(strides), Arrays.toString(shape)));
+    }
+    for (long stride : strides) {
+      if (stride < 0) {
+        throw new IllegalArgumentException("strides %s: must not be negative".formatted(Arrays.toString(strides)));
+      }
+    }
+    return strides.clone();
   }
 
   private static long elementCount(long[] shape) {

@@ -29,7 +29,7 @@ import picocli.CommandLine.ParameterException;
       "prefill_tok_s  tokens a second of the prompt of --prefill tokens",
       "decode_tok_s   tokens a second fed one by one, one sequence",
       "bytes_per_token      memory that a decode step must read and write: weights once, state twice",
-      "read_bandwidth_gb_s  memory reads of as many threads as the engine has",
+      "read_bandwidth_gb_s  memory reads of as many threads as the engine has; on a GPU a copy, read and written",
       "sgemm_gflops         float32 matrix product of the engine, 512 x 3072 x 768",
       "",
       "Examples:",
@@ -71,7 +71,7 @@ final class BenchCommand extends CliCommand {
         measure(session, figures);
         figures.put("bytes_per_token", bytesPerToken(loaded, model.weights));
       }
-      figures.put("read_bandwidth_gb_s", Ceilings.readBandwidth(engine.threads()));
+      figures.put("read_bandwidth_gb_s", Ceilings.bandwidth(engine));
       figures.put("sgemm_gflops", Ceilings.sgemm(engine));
       figures.put("simd_target", engine.simdTarget());
       figures.put("threads", engine.threads());

@@ -33,8 +33,20 @@ final class Ceilings {
 
   private Ceilings() {}
 
-  /** Gigabytes a second that {@code threads} threads read from memory together. */
-  static double readBandwidth(int threads) throws Exception {
+  /** Gigabytes a second that the engine's threads read from memory together; on a GPU, of a copy, read and written. */
+  static double bandwidth(Engine engine) throws Exception {
+    return engine.device().isCuda() ? copyBandwidth(engine) : readBandwidth(engine.threads());
+  }
+
+  private static double copyBandwidth(Engine engine) throws Exception {
+    try (Arena arena = Arena.ofShared()) {
+      Tensor from = Tensor.allocate(arena, engine, DType.U8, BYTES);
+      Tensor to = Tensor.allocate(arena, engine, DType.U8, BYTES);
+      return Spread.seconds(REPEAT, () -> Ops.copy(engine, from, to)).rate(2e-9 * BYTES).median();
+    }
+  }
+
+  private static double readBandwidth(int threads) throws Exception {
     try (Arena arena = Arena.ofShared();
         ExecutorService pool = Executors.newFixedThreadPool(threads)) {
       MemorySegment memory = arena.allocate(BYTES, STEP);
@@ -68,13 +80,15 @@ final class Ceilings {
     try (Arena arena = Arena.ofShared()) {
       Tensor x = Tensor.allocate(arena, DType.F32, M, K);
       Tensor weight = Tensor.allocate(arena, DType.F32, N, K);
-      Tensor out = Tensor.allocate(arena, DType.F32, M, N);
       for (Tensor tensor : List.of(x, weight)) {
         for (long i = 0; i < tensor.size(); i++) {
           tensor.segment().setAtIndex(JAVA_FLOAT, i, i % 13 - 6);
         }
       }
-      return Spread.seconds(REPEAT, () -> Ops.linear(engine, x, weight, null, out)).rate(2e-9 * M * N * K).median();
+      Tensor left = x.toDevice(engine, arena);
+      Tensor right = weight.toDevice(engine, arena);
+      Tensor out = Tensor.allocate(arena, engine, DType.F32, M, N);
+      return Spread.seconds(REPEAT, () -> Ops.linear(engine, left, right, null, out)).rate(2e-9 * M * N * K).median();
     }
   }
 

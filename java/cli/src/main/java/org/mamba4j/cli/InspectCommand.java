@@ -46,6 +46,9 @@ final class InspectCommand extends CliCommand {
       facts.put("state_bytes", loaded.stateBytes());
       facts.put("device", engine.device().toString());
       facts.put("device_name", engine.deviceName());
+      if (engine.device().isCuda()) {
+        facts.put("device_bytes", engine.deviceBytes());
+      }
       facts.put("simd_target", engine.simdTarget());
       facts.put("threads", engine.threads());
     }

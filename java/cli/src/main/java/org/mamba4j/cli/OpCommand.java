@@ -58,14 +58,18 @@ final class OpCommand extends CliCommand {
       try (Engine engine = Engine.create(device.engineOptions());
           SafetensorsFile file = SafetensorsFile.open(in);
           Arena arena = Arena.ofShared()) {
-        Inputs inputs = new Inputs(file);
-        Tensor lastState = Tensor.allocate(arena, DType.F32, stateShape(inputs));
+        Inputs inputs = new Inputs(file, engine, arena);
+        Tensor lastState = Tensor.allocate(arena, engine, DType.F32, stateShape(inputs));
         Map<String, Tensor> results = new LinkedHashMap<>();
-        results.put("out", run(engine, inputs, lastState));
-        results.put("last_state", lastState);
+        results.put("out", onHost(run(engine, inputs, lastState), engine, arena));
+        results.put("last_state", onHost(lastState, engine, arena));
         SafetensorsWriter.write(out, results, Map.of());
       }
       return 0;
+    }
+
+    private static Tensor onHost(Tensor tensor, Engine engine, Arena arena) {
+      return tensor.device().isCuda() ? tensor.toHost(engine, arena) : tensor;
     }
   }
 
@@ -83,8 +87,8 @@ final class OpCommand extends CliCommand {
   static final class SelectiveScan extends Op {
     @Override
     long[] stateShape(Inputs inputs) throws IOException {
-      Tensor u = inputs.required("u", 3);
-      return new long[] {u.dim(0), u.dim(1), inputs.required("A", 2).dim(1)};
+      Tensor u = inputs.stored("u", 3);
+      return new long[] {u.dim(0), u.dim(1), inputs.stored("A", 2).dim(1)};
     }
 
     @Override
@@ -127,8 +131,8 @@ final class OpCommand extends CliCommand {
 
     @Override
     long[] stateShape(Inputs inputs) throws IOException {
-      Tensor x = inputs.required("x", 4);
-      return new long[] {x.dim(0), x.dim(2), x.dim(3), inputs.required("B", 4).dim(3)};
+      Tensor x = inputs.stored("x", 4);
+      return new long[] {x.dim(0), x.dim(2), x.dim(3), inputs.stored("B", 4).dim(3)};
     }
 
     @Override
@@ -150,9 +154,14 @@ final class OpCommand extends CliCommand {
     }
   }
 
-  /** The tensors of a file by name. */
-  record Inputs(SafetensorsFile file) {
+  /** The tensors of a file by name, copied to the engine's device if that is a GPU. */
+  record Inputs(SafetensorsFile file, Engine engine, Arena arena) {
     Tensor required(String name, int rank) throws CheckpointException {
+      return onDevice(stored(name, rank));
+    }
+
+    /** As it lies in the file. */
+    Tensor stored(String name, int rank) throws CheckpointException {
       Tensor tensor = file.tensor(name);
       if (tensor.rank() != rank) {
         throw new CheckpointException(
@@ -163,7 +172,11 @@ final class OpCommand extends CliCommand {
 
     /** Null if it is not there. */
     Tensor optional(String name) throws CheckpointException {
-      return file.names().contains(name) ? file.tensor(name) : null;
+      return file.names().contains(name) ? onDevice(file.tensor(name)) : null;
+    }
+
+    private Tensor onDevice(Tensor tensor) {
+      return engine.device().isCuda() ? tensor.toDevice(engine, arena) : tensor;
     }
 
     boolean softplus() throws CheckpointException {

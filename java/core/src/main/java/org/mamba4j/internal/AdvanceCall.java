@@ -89,13 +89,31 @@ public final class AdvanceCall {
 
   /** Calls m4j_advance and returns its status. {@code logits} is F32 memory that the caller keeps alive. */
   public int run(MemorySegment states, int logitsMode, MemorySegment logits) {
+    describe(logitsMode, logits);
+    return mamba4j_h.m4j_advance(states, args, error);
+  }
+
+  /**
+   * Submits the same to {@code queue} and returns the status of that. Until {@code listener} is called nothing here may
+   * be touched or closed.
+   */
+  public int submit(
+      CompletionQueue queue,
+      MemorySegment states,
+      int logitsMode,
+      MemorySegment logits,
+      CompletionQueue.Listener listener) {
+    describe(logitsMode, logits);
+    return queue.advance(states, args, error, listener);
+  }
+
+  private void describe(int logitsMode, MemorySegment logits) {
     m4j_advance_args.n_seqs(args, sequences);
     m4j_advance_args.tokens(args, tokens);
     m4j_advance_args.logits_mode(args, logitsMode);
     m4j_advance_args.logits(args, logits);
     m4j_advance_args.logits_capacity(args, logits.byteSize() / Float.BYTES);
     m4j_advance_args.samplings(args, MemorySegment.NULL);
-    return mamba4j_h.m4j_advance(states, args, error);
   }
 
   /** How {@link #next} chooses for sequence {@code i}: an m4j_sampling that the caller keeps alive, or NULL. */
@@ -105,11 +123,19 @@ public final class AdvanceCall {
 
   /** Calls m4j_advance so that it chooses tokens instead of giving logits, and returns its status. */
   public int next(MemorySegment states) {
-    m4j_advance_args.n_seqs(args, sequences);
-    m4j_advance_args.tokens(args, tokens);
-    m4j_advance_args.logits_mode(args, mamba4j_h.M4J_LOGITS_NONE());
-    m4j_advance_args.samplings(args, samplings);
+    describeNext();
     return mamba4j_h.m4j_advance(states, args, error);
+  }
+
+  /** Submits the same to {@code queue}, as {@link #submit} does. */
+  public int submitNext(CompletionQueue queue, MemorySegment states, CompletionQueue.Listener listener) {
+    describeNext();
+    return queue.advance(states, args, error, listener);
+  }
+
+  private void describeNext() {
+    describe(mamba4j_h.M4J_LOGITS_NONE(), MemorySegment.NULL);
+    m4j_advance_args.samplings(args, samplings);
   }
 
   /** The token chosen for sequence {@code i}; below 0: {@code -1 - sampled} is the number of a logit that is not finite. */

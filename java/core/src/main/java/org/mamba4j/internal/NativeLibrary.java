@@ -10,6 +10,7 @@ import java.util.TreeMap;
 import org.mamba4j.MambaException;
 import org.mamba4j.ffi.m4j_advance_args;
 import org.mamba4j.ffi.m4j_causal_conv1d_args;
+import org.mamba4j.ffi.m4j_completion;
 import org.mamba4j.ffi.m4j_engine_options;
 import org.mamba4j.ffi.m4j_error;
 import org.mamba4j.ffi.m4j_layer_weights;
@@ -217,6 +218,7 @@ public final class NativeLibrary {
             Map.entry("m4j_ssd_args", m4j_ssd_args.sizeof()),
             Map.entry("m4j_causal_conv1d_args", m4j_causal_conv1d_args.sizeof()),
             Map.entry("m4j_rms_norm_args", m4j_rms_norm_args.sizeof()),
-            Map.entry("m4j_linear_args", m4j_linear_args.sizeof())));
+            Map.entry("m4j_linear_args", m4j_linear_args.sizeof()),
+            Map.entry("m4j_completion", m4j_completion.sizeof())));
   }
 }

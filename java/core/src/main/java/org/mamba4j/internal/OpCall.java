@@ -6,6 +6,7 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Collections;
 import java.util.List;
+import org.mamba4j.Device;
 import org.mamba4j.Tensor;
 import org.mamba4j.ffi.m4j_error;
 import org.mamba4j.ffi.m4j_tensor;
@@ -21,25 +22,32 @@ import org.mamba4j.ffi.m4j_tensor;
  */
 public final class OpCall {
   private final Arena arena;
+  private final Device device;
   private final List<MemorySegment> memory = new ArrayList<>();
 
-  /** Structs and the error text of the call are allocated in {@code arena}. */
-  public OpCall(Arena arena) {
+  /** Structs and the error text of the call are allocated in {@code arena}; its tensors lie on {@code device}. */
+  public OpCall(Arena arena, Device device) {
     this.arena = arena;
+    this.device = device;
   }
 
   /** Describes an input in {@code struct}; null means absent, which a zeroed struct says. */
   public OpCall input(MemorySegment struct, String name, Tensor tensor) {
     if (tensor != null) {
+      if (!tensor.device().equals(device)) {
+        throw new IllegalArgumentException(
+            "%s: a tensor on %s expected, found one on %s; copy it with Tensor.%s"
+                .formatted(name, device, tensor.device(), device.isCuda() ? "toDevice" : "toHost"));
+      }
       TensorStruct.write(struct, name, tensor);
-      memory.add(tensor.segment());
+      memory.add(tensor.pointer());
     }
     return this;
   }
 
   /** Describes an output in {@code struct}; null means absent, which a zeroed struct says. */
   public OpCall output(MemorySegment struct, String name, Tensor tensor) {
-    if (tensor != null && tensor.segment().isReadOnly()) {
+    if (tensor != null && tensor.pointer().isReadOnly()) {
       throw new IllegalArgumentException(name + ": writable memory expected, found a read-only segment");
     }
     return input(struct, name, tensor);

@@ -21,6 +21,7 @@ public enum OpFunction {
   QUANTIZE(mamba4j_h.m4j_quantize$address(), mamba4j_h.m4j_quantize$descriptor(), 2),
   SOFTMAX(mamba4j_h.m4j_softmax$address(), mamba4j_h.m4j_softmax$descriptor(), 2),
   LOG_SOFTMAX(mamba4j_h.m4j_log_softmax$address(), mamba4j_h.m4j_log_softmax$descriptor(), 2),
+  COPY(mamba4j_h.m4j_copy$address(), mamba4j_h.m4j_copy$descriptor(), 2),
   SAMPLE(mamba4j_h.m4j_sample$address(), mamba4j_h.m4j_sample$descriptor(), 1);
 
   final int tensors; // how many, optional ones included

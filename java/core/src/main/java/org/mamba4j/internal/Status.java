@@ -25,9 +25,15 @@ public final class Status {
 
   /** Throws what {@code status} stands for, unless it is M4J_OK. {@code error} is an m4j_error. */
   public static void check(int status, MemorySegment error) {
-    if (status != M4J_OK()) {
-      throw exception(status, m4j_error.message(error).getString(0));
+    RuntimeException failure = failure(status, error);
+    if (failure != null) {
+      throw failure;
     }
+  }
+
+  /** What {@link #check} would throw, null for M4J_OK. */
+  public static RuntimeException failure(int status, MemorySegment error) {
+    return status == M4J_OK() ? null : exception(status, m4j_error.message(error).getString(0));
   }
 
   private static RuntimeException exception(int status, String message) {

@@ -22,7 +22,8 @@ public final class TensorStruct {
    * memory by its address only: the caller keeps it alive. {@code name} begins the messages.
    */
   public static void write(MemorySegment struct, String name, Tensor tensor) {
-    if (!tensor.segment().isNative()) {
+    MemorySegment pointer = tensor.pointer();
+    if (!pointer.isNative()) {
       throw new IllegalArgumentException(
           name + ": off-heap memory expected, found a Java array; copy it with Tensor.copyOf or Tensor.copyTo(Arena)");
     }
@@ -34,9 +35,9 @@ public final class TensorStruct {
     if (!tensor.isAligned()) {
       throw new IllegalArgumentException(
           "%s: memory aligned to its %s elements expected, found address 0x%x; copy it with Tensor.copyTo(Arena)"
-              .formatted(name, tensor.dtype(), tensor.segment().address()));
+              .formatted(name, tensor.dtype(), pointer.address()));
     }
-    m4j_tensor.data(struct, tensor.segment());
+    m4j_tensor.data(struct, pointer);
     m4j_tensor.dtype(struct, dtype(name, tensor.dtype()));
     m4j_tensor.rank(struct, tensor.rank());
     long[] shape = tensor.shape();

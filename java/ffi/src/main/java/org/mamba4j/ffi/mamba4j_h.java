@@ -59,7 +59,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_OK = (int)0L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:47:1).M4J_OK = 0
+     * enum enum (unnamed at ./mamba4j.h:48:1).M4J_OK = 0
      * }
      */
     public static int M4J_OK() {
@@ -68,7 +68,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_ERR_INVALID_ARGUMENT = (int)1L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:47:1).M4J_ERR_INVALID_ARGUMENT = 1
+     * enum enum (unnamed at ./mamba4j.h:48:1).M4J_ERR_INVALID_ARGUMENT = 1
      * }
      */
     public static int M4J_ERR_INVALID_ARGUMENT() {
@@ -77,7 +77,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_ERR_STALE_SLOT = (int)2L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:47:1).M4J_ERR_STALE_SLOT = 2
+     * enum enum (unnamed at ./mamba4j.h:48:1).M4J_ERR_STALE_SLOT = 2
      * }
      */
     public static int M4J_ERR_STALE_SLOT() {
@@ -86,7 +86,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_ERR_BUSY = (int)3L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:47:1).M4J_ERR_BUSY = 3
+     * enum enum (unnamed at ./mamba4j.h:48:1).M4J_ERR_BUSY = 3
      * }
      */
     public static int M4J_ERR_BUSY() {
@@ -95,7 +95,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_ERR_EXHAUSTED = (int)4L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:47:1).M4J_ERR_EXHAUSTED = 4
+     * enum enum (unnamed at ./mamba4j.h:48:1).M4J_ERR_EXHAUSTED = 4
      * }
      */
     public static int M4J_ERR_EXHAUSTED() {
@@ -104,7 +104,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_ERR_OUT_OF_MEMORY = (int)5L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:47:1).M4J_ERR_OUT_OF_MEMORY = 5
+     * enum enum (unnamed at ./mamba4j.h:48:1).M4J_ERR_OUT_OF_MEMORY = 5
      * }
      */
     public static int M4J_ERR_OUT_OF_MEMORY() {
@@ -113,7 +113,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_ERR_UNSUPPORTED = (int)6L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:47:1).M4J_ERR_UNSUPPORTED = 6
+     * enum enum (unnamed at ./mamba4j.h:48:1).M4J_ERR_UNSUPPORTED = 6
      * }
      */
     public static int M4J_ERR_UNSUPPORTED() {
@@ -122,7 +122,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_ERR_MISMATCH = (int)7L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:47:1).M4J_ERR_MISMATCH = 7
+     * enum enum (unnamed at ./mamba4j.h:48:1).M4J_ERR_MISMATCH = 7
      * }
      */
     public static int M4J_ERR_MISMATCH() {
@@ -131,7 +131,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_ERR_INTERNAL = (int)8L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:47:1).M4J_ERR_INTERNAL = 8
+     * enum enum (unnamed at ./mamba4j.h:48:1).M4J_ERR_INTERNAL = 8
      * }
      */
     public static int M4J_ERR_INTERNAL() {
@@ -430,7 +430,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_F32 = (int)0L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:95:1).M4J_F32 = 0
+     * enum enum (unnamed at ./mamba4j.h:96:1).M4J_F32 = 0
      * }
      */
     public static int M4J_F32() {
@@ -439,7 +439,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_F16 = (int)1L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:95:1).M4J_F16 = 1
+     * enum enum (unnamed at ./mamba4j.h:96:1).M4J_F16 = 1
      * }
      */
     public static int M4J_F16() {
@@ -448,7 +448,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_BF16 = (int)2L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:95:1).M4J_BF16 = 2
+     * enum enum (unnamed at ./mamba4j.h:96:1).M4J_BF16 = 2
      * }
      */
     public static int M4J_BF16() {
@@ -457,7 +457,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_Q8_0 = (int)3L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:95:1).M4J_Q8_0 = 3
+     * enum enum (unnamed at ./mamba4j.h:96:1).M4J_Q8_0 = 3
      * }
      */
     public static int M4J_Q8_0() {
@@ -466,7 +466,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_Q4_0 = (int)4L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:95:1).M4J_Q4_0 = 4
+     * enum enum (unnamed at ./mamba4j.h:96:1).M4J_Q4_0 = 4
      * }
      */
     public static int M4J_Q4_0() {
@@ -475,7 +475,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_LOG_DEBUG = (int)0L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:111:1).M4J_LOG_DEBUG = 0
+     * enum enum (unnamed at ./mamba4j.h:112:1).M4J_LOG_DEBUG = 0
      * }
      */
     public static int M4J_LOG_DEBUG() {
@@ -484,7 +484,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_LOG_INFO = (int)1L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:111:1).M4J_LOG_INFO = 1
+     * enum enum (unnamed at ./mamba4j.h:112:1).M4J_LOG_INFO = 1
      * }
      */
     public static int M4J_LOG_INFO() {
@@ -493,7 +493,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_LOG_WARNING = (int)2L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:111:1).M4J_LOG_WARNING = 2
+     * enum enum (unnamed at ./mamba4j.h:112:1).M4J_LOG_WARNING = 2
      * }
      */
     public static int M4J_LOG_WARNING() {
@@ -502,7 +502,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_LOG_ERROR = (int)3L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:111:1).M4J_LOG_ERROR = 3
+     * enum enum (unnamed at ./mamba4j.h:112:1).M4J_LOG_ERROR = 3
      * }
      */
     public static int M4J_LOG_ERROR() {
@@ -511,7 +511,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_DEVICE_CPU = (int)0L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:117:1).M4J_DEVICE_CPU = 0
+     * enum enum (unnamed at ./mamba4j.h:118:1).M4J_DEVICE_CPU = 0
      * }
      */
     public static int M4J_DEVICE_CPU() {
@@ -520,7 +520,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_DEVICE_CUDA = (int)1L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:117:1).M4J_DEVICE_CUDA = 1
+     * enum enum (unnamed at ./mamba4j.h:118:1).M4J_DEVICE_CUDA = 1
      * }
      */
     public static int M4J_DEVICE_CUDA() {
@@ -887,10 +887,284 @@ public class mamba4j_h extends mamba4j_h$shared {
            throw new AssertionError("should not reach here", ex$);
         }
     }
+
+    private static class m4j_buffer_create {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            mamba4j_h.C_INT,
+            mamba4j_h.C_POINTER,
+            mamba4j_h.C_LONG,
+            mamba4j_h.C_POINTER,
+            mamba4j_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("m4j_buffer_create");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * m4j_status m4j_buffer_create(m4j_engine *engine, int64_t bytes, m4j_buffer **out, m4j_error *err)
+     * }
+     */
+    public static FunctionDescriptor m4j_buffer_create$descriptor() {
+        return m4j_buffer_create.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * m4j_status m4j_buffer_create(m4j_engine *engine, int64_t bytes, m4j_buffer **out, m4j_error *err)
+     * }
+     */
+    public static MethodHandle m4j_buffer_create$handle() {
+        return m4j_buffer_create.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * m4j_status m4j_buffer_create(m4j_engine *engine, int64_t bytes, m4j_buffer **out, m4j_error *err)
+     * }
+     */
+    public static MemorySegment m4j_buffer_create$address() {
+        return m4j_buffer_create.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * m4j_status m4j_buffer_create(m4j_engine *engine, int64_t bytes, m4j_buffer **out, m4j_error *err)
+     * }
+     */
+    public static int m4j_buffer_create(MemorySegment engine, long bytes, MemorySegment out, MemorySegment err) {
+        var mh$ = m4j_buffer_create.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("m4j_buffer_create", engine, bytes, out, err);
+            }
+            return (int)mh$.invokeExact(engine, bytes, out, err);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class m4j_buffer_release {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.ofVoid(
+            mamba4j_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("m4j_buffer_release");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * void m4j_buffer_release(m4j_buffer *buffer)
+     * }
+     */
+    public static FunctionDescriptor m4j_buffer_release$descriptor() {
+        return m4j_buffer_release.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * void m4j_buffer_release(m4j_buffer *buffer)
+     * }
+     */
+    public static MethodHandle m4j_buffer_release$handle() {
+        return m4j_buffer_release.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * void m4j_buffer_release(m4j_buffer *buffer)
+     * }
+     */
+    public static MemorySegment m4j_buffer_release$address() {
+        return m4j_buffer_release.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * void m4j_buffer_release(m4j_buffer *buffer)
+     * }
+     */
+    public static void m4j_buffer_release(MemorySegment buffer) {
+        var mh$ = m4j_buffer_release.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("m4j_buffer_release", buffer);
+            }
+            mh$.invokeExact(buffer);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class m4j_buffer_data {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            mamba4j_h.C_POINTER,
+            mamba4j_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("m4j_buffer_data");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * void *m4j_buffer_data(const m4j_buffer *buffer)
+     * }
+     */
+    public static FunctionDescriptor m4j_buffer_data$descriptor() {
+        return m4j_buffer_data.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * void *m4j_buffer_data(const m4j_buffer *buffer)
+     * }
+     */
+    public static MethodHandle m4j_buffer_data$handle() {
+        return m4j_buffer_data.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * void *m4j_buffer_data(const m4j_buffer *buffer)
+     * }
+     */
+    public static MemorySegment m4j_buffer_data$address() {
+        return m4j_buffer_data.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * void *m4j_buffer_data(const m4j_buffer *buffer)
+     * }
+     */
+    public static MemorySegment m4j_buffer_data(MemorySegment buffer) {
+        var mh$ = m4j_buffer_data.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("m4j_buffer_data", buffer);
+            }
+            return (MemorySegment)mh$.invokeExact(buffer);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+    private static final int M4J_TO_DEVICE = (int)0L;
+    /**
+     * {@snippet lang=c :
+     * enum enum (unnamed at ./mamba4j.h:159:1).M4J_TO_DEVICE = 0
+     * }
+     */
+    public static int M4J_TO_DEVICE() {
+        return M4J_TO_DEVICE;
+    }
+    private static final int M4J_TO_HOST = (int)1L;
+    /**
+     * {@snippet lang=c :
+     * enum enum (unnamed at ./mamba4j.h:159:1).M4J_TO_HOST = 1
+     * }
+     */
+    public static int M4J_TO_HOST() {
+        return M4J_TO_HOST;
+    }
+    private static final int M4J_ON_DEVICE = (int)2L;
+    /**
+     * {@snippet lang=c :
+     * enum enum (unnamed at ./mamba4j.h:159:1).M4J_ON_DEVICE = 2
+     * }
+     */
+    public static int M4J_ON_DEVICE() {
+        return M4J_ON_DEVICE;
+    }
+
+    private static class m4j_copy_bytes {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            mamba4j_h.C_INT,
+            mamba4j_h.C_POINTER,
+            mamba4j_h.C_POINTER,
+            mamba4j_h.C_POINTER,
+            mamba4j_h.C_LONG,
+            mamba4j_h.C_INT,
+            mamba4j_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("m4j_copy_bytes");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * m4j_status m4j_copy_bytes(m4j_engine *engine, void *to, const void *from, int64_t bytes, int32_t direction, m4j_error *err)
+     * }
+     */
+    public static FunctionDescriptor m4j_copy_bytes$descriptor() {
+        return m4j_copy_bytes.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * m4j_status m4j_copy_bytes(m4j_engine *engine, void *to, const void *from, int64_t bytes, int32_t direction, m4j_error *err)
+     * }
+     */
+    public static MethodHandle m4j_copy_bytes$handle() {
+        return m4j_copy_bytes.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * m4j_status m4j_copy_bytes(m4j_engine *engine, void *to, const void *from, int64_t bytes, int32_t direction, m4j_error *err)
+     * }
+     */
+    public static MemorySegment m4j_copy_bytes$address() {
+        return m4j_copy_bytes.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * m4j_status m4j_copy_bytes(m4j_engine *engine, void *to, const void *from, int64_t bytes, int32_t direction, m4j_error *err)
+     * }
+     */
+    public static int m4j_copy_bytes(MemorySegment engine, MemorySegment to, MemorySegment from, long bytes, int direction, MemorySegment err) {
+        var mh$ = m4j_copy_bytes.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("m4j_copy_bytes", engine, to, from, bytes, direction, err);
+            }
+            return (int)mh$.invokeExact(engine, to, from, bytes, direction, err);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
     private static final int M4J_MAMBA1 = (int)1L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:149:1).M4J_MAMBA1 = 1
+     * enum enum (unnamed at ./mamba4j.h:171:1).M4J_MAMBA1 = 1
      * }
      */
     public static int M4J_MAMBA1() {
@@ -899,7 +1173,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_FALCON_MAMBA = (int)2L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:149:1).M4J_FALCON_MAMBA = 2
+     * enum enum (unnamed at ./mamba4j.h:171:1).M4J_FALCON_MAMBA = 2
      * }
      */
     public static int M4J_FALCON_MAMBA() {
@@ -908,7 +1182,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_MAMBA2 = (int)3L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:149:1).M4J_MAMBA2 = 3
+     * enum enum (unnamed at ./mamba4j.h:171:1).M4J_MAMBA2 = 3
      * }
      */
     public static int M4J_MAMBA2() {
@@ -1974,7 +2248,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_LOGITS_NONE = (int)0L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:281:1).M4J_LOGITS_NONE = 0
+     * enum enum (unnamed at ./mamba4j.h:303:1).M4J_LOGITS_NONE = 0
      * }
      */
     public static int M4J_LOGITS_NONE() {
@@ -1983,7 +2257,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_LOGITS_LAST = (int)1L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:281:1).M4J_LOGITS_LAST = 1
+     * enum enum (unnamed at ./mamba4j.h:303:1).M4J_LOGITS_LAST = 1
      * }
      */
     public static int M4J_LOGITS_LAST() {
@@ -1992,7 +2266,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_LOGITS_ALL = (int)2L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:281:1).M4J_LOGITS_ALL = 2
+     * enum enum (unnamed at ./mamba4j.h:303:1).M4J_LOGITS_ALL = 2
      * }
      */
     public static int M4J_LOGITS_ALL() {
@@ -2054,6 +2328,313 @@ public class mamba4j_h extends mamba4j_h$shared {
                 traceDowncall("m4j_advance", states, args, err);
             }
             return (int)mh$.invokeExact(states, args, err);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class m4j_queue_create {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            mamba4j_h.C_INT,
+            mamba4j_h.C_POINTER,
+            mamba4j_h.C_POINTER,
+            mamba4j_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("m4j_queue_create");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * m4j_status m4j_queue_create(m4j_engine *engine, m4j_queue **out, m4j_error *err)
+     * }
+     */
+    public static FunctionDescriptor m4j_queue_create$descriptor() {
+        return m4j_queue_create.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * m4j_status m4j_queue_create(m4j_engine *engine, m4j_queue **out, m4j_error *err)
+     * }
+     */
+    public static MethodHandle m4j_queue_create$handle() {
+        return m4j_queue_create.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * m4j_status m4j_queue_create(m4j_engine *engine, m4j_queue **out, m4j_error *err)
+     * }
+     */
+    public static MemorySegment m4j_queue_create$address() {
+        return m4j_queue_create.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * m4j_status m4j_queue_create(m4j_engine *engine, m4j_queue **out, m4j_error *err)
+     * }
+     */
+    public static int m4j_queue_create(MemorySegment engine, MemorySegment out, MemorySegment err) {
+        var mh$ = m4j_queue_create.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("m4j_queue_create", engine, out, err);
+            }
+            return (int)mh$.invokeExact(engine, out, err);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class m4j_queue_release {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.ofVoid(
+            mamba4j_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("m4j_queue_release");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * void m4j_queue_release(m4j_queue *queue)
+     * }
+     */
+    public static FunctionDescriptor m4j_queue_release$descriptor() {
+        return m4j_queue_release.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * void m4j_queue_release(m4j_queue *queue)
+     * }
+     */
+    public static MethodHandle m4j_queue_release$handle() {
+        return m4j_queue_release.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * void m4j_queue_release(m4j_queue *queue)
+     * }
+     */
+    public static MemorySegment m4j_queue_release$address() {
+        return m4j_queue_release.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * void m4j_queue_release(m4j_queue *queue)
+     * }
+     */
+    public static void m4j_queue_release(MemorySegment queue) {
+        var mh$ = m4j_queue_release.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("m4j_queue_release", queue);
+            }
+            mh$.invokeExact(queue);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class m4j_queue_close {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.ofVoid(
+            mamba4j_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("m4j_queue_close");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * void m4j_queue_close(m4j_queue *queue)
+     * }
+     */
+    public static FunctionDescriptor m4j_queue_close$descriptor() {
+        return m4j_queue_close.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * void m4j_queue_close(m4j_queue *queue)
+     * }
+     */
+    public static MethodHandle m4j_queue_close$handle() {
+        return m4j_queue_close.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * void m4j_queue_close(m4j_queue *queue)
+     * }
+     */
+    public static MemorySegment m4j_queue_close$address() {
+        return m4j_queue_close.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * void m4j_queue_close(m4j_queue *queue)
+     * }
+     */
+    public static void m4j_queue_close(MemorySegment queue) {
+        var mh$ = m4j_queue_close.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("m4j_queue_close", queue);
+            }
+            mh$.invokeExact(queue);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class m4j_queue_advance {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            mamba4j_h.C_INT,
+            mamba4j_h.C_POINTER,
+            mamba4j_h.C_POINTER,
+            mamba4j_h.C_POINTER,
+            mamba4j_h.C_LONG,
+            mamba4j_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("m4j_queue_advance");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * m4j_status m4j_queue_advance(m4j_queue *queue, m4j_states *states, const m4j_advance_args *args, uint64_t tag, m4j_error *err)
+     * }
+     */
+    public static FunctionDescriptor m4j_queue_advance$descriptor() {
+        return m4j_queue_advance.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * m4j_status m4j_queue_advance(m4j_queue *queue, m4j_states *states, const m4j_advance_args *args, uint64_t tag, m4j_error *err)
+     * }
+     */
+    public static MethodHandle m4j_queue_advance$handle() {
+        return m4j_queue_advance.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * m4j_status m4j_queue_advance(m4j_queue *queue, m4j_states *states, const m4j_advance_args *args, uint64_t tag, m4j_error *err)
+     * }
+     */
+    public static MemorySegment m4j_queue_advance$address() {
+        return m4j_queue_advance.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * m4j_status m4j_queue_advance(m4j_queue *queue, m4j_states *states, const m4j_advance_args *args, uint64_t tag, m4j_error *err)
+     * }
+     */
+    public static int m4j_queue_advance(MemorySegment queue, MemorySegment states, MemorySegment args, long tag, MemorySegment err) {
+        var mh$ = m4j_queue_advance.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("m4j_queue_advance", queue, states, args, tag, err);
+            }
+            return (int)mh$.invokeExact(queue, states, args, tag, err);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class m4j_queue_next {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            mamba4j_h.C_INT,
+            mamba4j_h.C_POINTER,
+            mamba4j_h.C_LONG,
+            mamba4j_h.C_POINTER,
+            mamba4j_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("m4j_queue_next");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * m4j_status m4j_queue_next(m4j_queue *queue, int64_t timeout_ms, m4j_completion *out, m4j_error *err)
+     * }
+     */
+    public static FunctionDescriptor m4j_queue_next$descriptor() {
+        return m4j_queue_next.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * m4j_status m4j_queue_next(m4j_queue *queue, int64_t timeout_ms, m4j_completion *out, m4j_error *err)
+     * }
+     */
+    public static MethodHandle m4j_queue_next$handle() {
+        return m4j_queue_next.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * m4j_status m4j_queue_next(m4j_queue *queue, int64_t timeout_ms, m4j_completion *out, m4j_error *err)
+     * }
+     */
+    public static MemorySegment m4j_queue_next$address() {
+        return m4j_queue_next.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * m4j_status m4j_queue_next(m4j_queue *queue, int64_t timeout_ms, m4j_completion *out, m4j_error *err)
+     * }
+     */
+    public static int m4j_queue_next(MemorySegment queue, long timeout_ms, MemorySegment out, MemorySegment err) {
+        var mh$ = m4j_queue_next.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("m4j_queue_next", queue, timeout_ms, out, err);
+            }
+            return (int)mh$.invokeExact(queue, timeout_ms, out, err);
         } catch (Error | RuntimeException ex) {
            throw ex;
         } catch (Throwable ex$) {
@@ -2680,6 +3261,69 @@ public class mamba4j_h extends mamba4j_h$shared {
                 traceDowncall("m4j_sample", engine, args, err);
             }
             return (int)mh$.invokeExact(engine, args, err);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class m4j_copy {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            mamba4j_h.C_INT,
+            mamba4j_h.C_POINTER,
+            mamba4j_h.C_POINTER,
+            mamba4j_h.C_POINTER,
+            mamba4j_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("m4j_copy");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * m4j_status m4j_copy(m4j_engine *engine, const m4j_tensor *x, const m4j_tensor *out, m4j_error *err)
+     * }
+     */
+    public static FunctionDescriptor m4j_copy$descriptor() {
+        return m4j_copy.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * m4j_status m4j_copy(m4j_engine *engine, const m4j_tensor *x, const m4j_tensor *out, m4j_error *err)
+     * }
+     */
+    public static MethodHandle m4j_copy$handle() {
+        return m4j_copy.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * m4j_status m4j_copy(m4j_engine *engine, const m4j_tensor *x, const m4j_tensor *out, m4j_error *err)
+     * }
+     */
+    public static MemorySegment m4j_copy$address() {
+        return m4j_copy.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * m4j_status m4j_copy(m4j_engine *engine, const m4j_tensor *x, const m4j_tensor *out, m4j_error *err)
+     * }
+     */
+    public static int m4j_copy(MemorySegment engine, MemorySegment x, MemorySegment out, MemorySegment err) {
+        var mh$ = m4j_copy.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("m4j_copy", engine, x, out, err);
+            }
+            return (int)mh$.invokeExact(engine, x, out, err);
         } catch (Error | RuntimeException ex) {
            throw ex;
         } catch (Throwable ex$) {

@@ -1,0 +1,126 @@
+package org.mamba4j.internal;
+
+import static org.mamba4j.ffi.mamba4j_h.C_POINTER;
+
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.util.Map;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.atomic.AtomicLong;
+import org.mamba4j.ffi.m4j_completion;
+import org.mamba4j.ffi.m4j_error;
+import org.mamba4j.ffi.mamba4j_h;
+
+/**
+ * The asynchronous calls on an engine: a native queue, whose own thread makes them, and a Java thread that sleeps in it
+ * until one has ended. That thread runs no code of users: it would keep it from the next completion, for which that
+ * code may be waiting. An engine and its models hold the queue together; the last to let go ends it.
+ */
+public final class CompletionQueue {
+  /** Told once that a call has ended, by the thread of the queue; {@code failure} is null for M4J_OK. */
+  public interface Listener {
+    void ended(int status, RuntimeException failure);
+  }
+
+  private final MemorySegment queue;
+  private final Map<Long, Listener> inFlight = new ConcurrentHashMap<>(); // by tag
+  private final AtomicLong tags = new AtomicLong();
+  private int holders = 1;
+  private Thread reaper; // null until the first call
+
+  private CompletionQueue(MemorySegment queue) {
+    this.queue = queue;
+  }
+
+  /** The queue of {@code engine}, an m4j_engine, held once. */
+  public static CompletionQueue create(MemorySegment engine) {
+    try (Arena arena = Arena.ofConfined()) {
+      MemorySegment out = arena.allocate(C_POINTER);
+      MemorySegment error = m4j_error.allocate(arena);
+      Status.check(mamba4j_h.m4j_queue_create(engine, out, error), error);
+      return new CompletionQueue(out.get(C_POINTER, 0));
+    }
+  }
+
+  /** Holds the queue once more. */
+  public synchronized CompletionQueue retain() {
+    holders++;
+    return this;
+  }
+
+  /** Lets go of it; the last one waits for what is still in it. */
+  public void release() {
+    Thread last;
+    synchronized (this) {
+      if (--holders > 0) {
+        return;
+      }
+      last = reaper;
+    }
+    mamba4j_h.m4j_queue_close(queue);
+    if (last != null) {
+      join(last);
+    }
+    mamba4j_h.m4j_queue_release(queue);
+  }
+
+  /**
+   * Submits an m4j_advance and returns the status of that; {@code listener} hears of its end if it is M4J_OK. What
+   * {@code args} points to stays valid until then.
+   */
+  public int advance(MemorySegment states, MemorySegment args, MemorySegment error, Listener listener) {
+    startReaper();
+    long tag = tags.incrementAndGet();
+    inFlight.put(tag, listener);
+    int status = mamba4j_h.m4j_queue_advance(queue, states, args, tag, error);
+    if (status != mamba4j_h.M4J_OK()) {
+      inFlight.remove(tag);
+    }
+    return status;
+  }
+
+  /** Completes {@code future} in a thread where what depends on it may block. */
+  public static <T> void complete(CompletableFuture<T> future, T value, RuntimeException failure) {
+    Runnable completion =
+        failure == null ? () -> future.complete(value) : () -> future.completeExceptionally(failure);
+    try {
+      Thread.startVirtualThread(completion);
+    } catch (OutOfMemoryError e) {
+      completion.run(); // better in the wrong thread than never
+    }
+  }
+
+  private synchronized void startReaper() {
+    if (reaper == null) {
+      reaper = Thread.ofPlatform().daemon().name("mamba4j-completions").start(this::reap);
+    }
+  }
+
+  private void reap() {
+    try (Arena arena = Arena.ofConfined()) {
+      MemorySegment completion = m4j_completion.allocate(arena);
+      MemorySegment error = m4j_error.allocate(arena);
+      while (mamba4j_h.m4j_queue_next(queue, -1, completion, error) == mamba4j_h.M4J_OK()) {
+        MemorySegment result = m4j_completion.error(completion);
+        int status = m4j_error.code(result);
+        inFlight.remove(m4j_completion.tag(completion)).ended(status, Status.failure(status, result));
+      }
+    }
+  }
+
+  private static void join(Thread thread) {
+    boolean interrupted = false;
+    while (true) {
+      try {
+        thread.join();
+        break;
+      } catch (InterruptedException e) {
+        interrupted = true;
+      }
+    }
+    if (interrupted) {
+      Thread.currentThread().interrupt();
+    }
+  }
+}

@@ -1,0 +1,279 @@
+#include "cuda/self_test.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <mutex>
+#include <set>
+#include <vector>
+
+#include "ops/cuda/copy.h"
+#include "ops/cuda/cuda_ops.h"
+#include "ops/cuda/linear.h"
+#include "ops/half.h"
+
+namespace m4j::cuda {
+namespace {
+
+constexpr DType kDTypes[] = {DType::kF32, DType::kBF16};
+const m4j::Share kAlone = {0, 1, nullptr, 0};
+
+const char* name_of(DType dtype) { return dtype == DType::kF32 ? "float32" : "bfloat16"; }
+
+// One vector on both sides, with the numbers that the GPU's type holds.
+struct Data {
+  DType dtype;
+  std::vector<float> host;
+  void* device;
+
+  float* floats() const { return static_cast<float*>(device); }
+  int64_t size() const { return static_cast<int64_t>(host.size()); }
+};
+
+class SelfTest {
+ public:
+  SelfTest(Engine& engine, const m4j::Ops& reference)
+      : engine_(engine), reference_(reference), memory_(kBytes, "self-test", &engine.bytes) {}
+
+  void run() {
+    for (const DType dtype : kDTypes) {
+      family("copy", dtype, [&] { copy_case(dtype); });
+      family("embedding", dtype, [&] { embedding_case(dtype); });
+      family("rms_norm", dtype, [&] { rms_norm_case(dtype); });
+      family("conv1d", dtype, [&] { conv1d_case(dtype); });
+      family("selective_scan", dtype, [&] { selective_scan_case(dtype, {37, 5}); });
+      family("selective_scan, one step", dtype, [&] { selective_scan_case(dtype, {1, 1}); });
+      family("ssd_step", dtype, [&] { ssd_case(dtype, {3, 1}, ssd_step); });
+      family("ssd_chunk", dtype, [&] { ssd_case(dtype, {70, 9}, ssd_chunk); });
+      family("linear, few tokens", dtype, [&] { linear_case(dtype, 2); });
+      family("linear, cuBLASLt", dtype, [&] { linear_case(dtype, 9); });
+      family("softmax", dtype, [&] { softmax_case(dtype); });
+    }
+  }
+
+ private:
+  static constexpr int64_t kBytes = 64 << 20;
+
+  template <typename Body>
+  void family(const char* kernel, DType dtype, Body&& body) {
+    used_ = 0;
+    try {
+      body();
+    } catch (const Failure& e) {
+      fail(M4J_ERR_UNSUPPORTED, "cuda:%d fails the self-test of %s in %s: %s", engine_.ordinal(), kernel, name_of(dtype),
+           e.message);
+    }
+  }
+
+  char* take(int64_t bytes) {
+    char* p = memory_.data() + used_;
+    used_ += align(bytes);
+    return p;
+  }
+
+  // Between -scale and scale, the same in every process.
+  Data numbers(DType dtype, int64_t count, float scale, float center = 0) {
+    Data d{dtype, std::vector<float>(static_cast<std::size_t>(count)), take(dtype_bytes(dtype, count))};
+    std::vector<uint16_t> half(d.host.size());
+    for (std::size_t i = 0; i < d.host.size(); ++i) {
+      random_ = random_ * 6364136223846793005u + 1442695040888963407u;
+      d.host[i] = center + scale * (static_cast<float>(random_ >> 40) * 0x1p-23f - 1);
+      if (dtype == DType::kBF16) d.host[i] = bf16_to_f32(half[i] = f32_to_bf16(d.host[i]));
+    }
+    upload(d.device, dtype == DType::kF32 ? static_cast<const void*>(d.host.data()) : half.data(), dtype_bytes(dtype, count));
+    return d;
+  }
+  Data poisoned(DType dtype, int64_t count) {
+    const int64_t bytes = dtype_bytes(dtype, count);
+    Data d{dtype, std::vector<float>(static_cast<std::size_t>(count)), take(bytes)};
+    check(cudaMemsetAsync(d.device, 0xff, static_cast<std::size_t>(bytes), engine_.stream), "cudaMemset");
+    return d;
+  }
+  void upload(void* to, const void* from, int64_t bytes) { engine_.transfers.upload(to, from, bytes, engine_.stream); }
+
+  Segments segments(const std::vector<int64_t>& lengths) {
+    std::vector<Segment> items;
+    Segments s{};
+    for (const int64_t length : lengths) {
+      items.push_back({s.tokens, length, s.count++});
+      s.tokens += length;
+      s.longest = std::max(s.longest, length);
+    }
+    const auto bytes = static_cast<int64_t>(items.size() * sizeof(Segment));
+    void* device = take(bytes);
+    upload(device, items.data(), bytes);
+    s.items = static_cast<const Segment*>(device);
+    return s;
+  }
+
+  // What the GPU wrote to the one side of `actual` against what the reference wrote to the other.
+  void expect(const Data& actual) {
+    std::vector<char> bytes(static_cast<std::size_t>(dtype_bytes(actual.dtype, actual.size())));
+    engine_.transfers.download(bytes.data(), actual.device, static_cast<int64_t>(bytes.size()), engine_.stream);
+    double difference = 0, norm = 0;
+    for (int64_t i = 0; i < actual.size(); ++i) {
+      const double exact = actual.host[static_cast<std::size_t>(i)], d = load_f32(bytes.data(), actual.dtype, i) - exact;
+      difference += d * d;
+      norm += exact * exact;
+    }
+    const double error = std::sqrt(difference / norm), allowed = actual.dtype == DType::kF32 ? 1e-4 : 2e-2;
+    if (!(error <= allowed)) {  // not a number either
+      fail(M4J_ERR_UNSUPPORTED, "its result is %.2g away from the reference, allowed are %.2g", error, allowed);
+    }
+  }
+
+  void copy_case(DType dtype) {
+    const int64_t rows = 37, columns = 45;
+    const Data x = numbers(dtype, rows * columns, 1);
+    Data out = poisoned(dtype, rows * columns);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = 0; c < columns; ++c) {
+        out.host[static_cast<std::size_t>(c * rows + r)] = x.host[static_cast<std::size_t>(r * columns + c)];
+      }
+    }
+    copy({dtype, x.device, {1, 1, columns, rows}, {0, 0, 1, columns}}, {dtype, out.device, {1, 1, columns, rows}, {0, 0, rows, 1}},
+         engine_.stream);
+    expect(out);
+  }
+
+  void embedding_case(DType dtype) {
+    const int64_t vocab = 5, d_model = 40, tokens = 4;
+    const int32_t ids[tokens] = {4, 0, 2, 2};
+    const Data table = numbers(dtype, vocab * d_model, 1);
+    Data out = poisoned(DType::kF32, tokens * d_model);
+    void* device_ids = take(sizeof ids);
+    upload(device_ids, ids, sizeof ids);
+    embedding({table.device, dtype, d_model, static_cast<const int32_t*>(device_ids), tokens, d_model, out.floats(), d_model},
+              engine_.stream);
+    reference_.embedding({table.host.data(), DType::kF32, ids, tokens, d_model, d_model, out.host.data(), d_model}, kAlone);
+    expect(out);
+  }
+
+  void rms_norm_case(DType dtype) {
+    const int64_t tokens = 3, dim = 96;
+    const Data x = numbers(dtype, tokens * dim, 2), gate = numbers(dtype, tokens * dim, 2), weight = numbers(DType::kF32, dim, 1);
+    Data residual = numbers(DType::kF32, tokens * dim, 2), gated = poisoned(dtype, tokens * dim), plain = poisoned(dtype, tokens * dim);
+    rms_norm({dtype, x.device, dim, nullptr, gate.device, dim, weight.floats(), 1e-5f, tokens, dim, 2, gated.device, dim},
+             engine_.stream);
+    rms_norm({dtype, x.device, dim, residual.floats(), nullptr, 0, weight.floats(), 1e-5f, tokens, dim, 1, plain.device, dim},
+             engine_.stream);
+    std::vector<float> input = x.host;
+    reference_.rms_norm({input.data(), dim, nullptr, 0, gate.host.data(), dim, weight.host.data(), 1e-5f, tokens, dim, 2,
+                         gated.host.data(), dim},
+                        kAlone);
+    reference_.rms_norm({residual.host.data(), dim, x.host.data(), dim, nullptr, 0, weight.host.data(), 1e-5f, tokens, dim, 1,
+                         plain.host.data(), dim},
+                        kAlone);
+    for (const Data* d : {&gated, &plain, &residual}) expect(*d);
+  }
+
+  void conv1d_case(DType dtype) {
+    const std::vector<int64_t> lengths = {35, 2};
+    const int64_t channels = 40, d_conv = 4, window = (d_conv - 1) * channels;
+    const Segments s = segments(lengths);
+    const Data x = numbers(dtype, s.tokens * channels, 1), weight = numbers(DType::kF32, d_conv * channels, 1),
+               bias = numbers(DType::kF32, channels, 1);
+    Data windows = numbers(DType::kF32, s.count * window, 1), out = poisoned(dtype, s.tokens * channels);
+    conv1d({dtype, x.device, channels, weight.floats(), bias.floats(), windows.floats(), window, s, channels, d_conv, true,
+            out.device, channels},
+           engine_.stream);
+    for (std::size_t i = 0, row = 0; i < lengths.size(); row += static_cast<std::size_t>(lengths[i++])) {
+      const std::size_t at = row * channels;
+      reference_.conv1d({&x.host[at], channels, weight.host.data(), bias.host.data(), &windows.host[i * window], lengths[i], channels,
+                         d_conv, true, &out.host[at], channels},
+                        kAlone);
+    }
+    expect(out);
+    expect(windows);
+  }
+
+  void selective_scan_case(DType dtype, const std::vector<int64_t>& lengths) {
+    const int64_t E = 40, N = 16;
+    const Segments s = segments(lengths);
+    const Data u = numbers(dtype, s.tokens * E, 1), delta = numbers(dtype, s.tokens * E, 1), z = numbers(dtype, s.tokens * E, 1),
+               B = numbers(dtype, s.tokens * N, 1), C = numbers(dtype, s.tokens * N, 1), A = numbers(DType::kF32, N * E, 1, -1.5f),
+               D = numbers(DType::kF32, E, 1), bias = numbers(DType::kF32, E, 1);
+    Data states = numbers(DType::kF32, s.count * N * E, 1), out = poisoned(dtype, s.tokens * E);
+    const int64_t bytes = selective_scan_workspace(E, N, s);
+    selective_scan({dtype, u.device, E, delta.device, E, A.floats(), B.device, C.device, N, D.floats(), z.device, E,
+                    bias.floats(), true, s, E, N, 1, states.floats(), N * E, out.device, E, {take(bytes), bytes}},
+                   engine_.stream);
+    for (std::size_t i = 0, row = 0; i < lengths.size(); row += static_cast<std::size_t>(lengths[i++])) {
+      const std::size_t at = row * E, bc = row * N;
+      reference_.selective_scan({&u.host[at], E, &delta.host[at], E, A.host.data(), &B.host[bc], &C.host[bc], N, D.host.data(),
+                                 &z.host[at], E, bias.host.data(), true, lengths[i], E, N, 1, &states.host[i * N * E],
+                                 &out.host[at], E},
+                                kAlone);
+    }
+    expect(out);
+    expect(states);
+  }
+
+  void ssd_case(DType dtype, const std::vector<int64_t>& lengths, void (*op)(const SsdArgs&, cudaStream_t)) {
+    const int64_t H = 2, P = 64, N = 64, HP = H * P, state = H * P * N;
+    const float dt_max = INFINITY;
+    const Segments s = segments(lengths);
+    const Data x = numbers(dtype, s.tokens * HP, 1), dt = numbers(dtype, s.tokens * H, 1), B = numbers(dtype, s.tokens * N, 1),
+               C = numbers(dtype, s.tokens * N, 1), A = numbers(DType::kF32, H, 0.5f, -0.6f), D = numbers(DType::kF32, H, 1),
+               bias = numbers(DType::kF32, H, 1);
+    Data states = numbers(DType::kF32, s.count * state, 1), out = poisoned(dtype, s.tokens * HP);
+    const int64_t bytes = ssd_chunk_workspace(H, P, N, 1, s);
+    op({dtype, x.device, HP, dt.device, H, A.floats(), B.device, C.device, N, D.floats(), bias.floats(), true, 0, dt_max, s, H, P,
+        N, 1, states.floats(), state, out.device, HP, {take(bytes), bytes}},
+       engine_.stream);
+    for (std::size_t i = 0, row = 0; i < lengths.size(); row += static_cast<std::size_t>(lengths[i++])) {
+      const std::size_t at = row * HP, bc = row * N;
+      reference_.ssd_step({&x.host[at], HP, &dt.host[row * H], H, A.host.data(), &B.host[bc], &C.host[bc], N, D.host.data(),
+                           bias.host.data(), true, 0, dt_max, lengths[i], H, P, N, 1, 64, &states.host[i * state],
+                           &out.host[at], HP},
+                          kAlone);
+    }
+    expect(out);
+    expect(states);
+  }
+
+  void linear_case(DType dtype, int64_t tokens) {
+    const int64_t in = 96, out_dim = 40;
+    const Data x = numbers(dtype, tokens * in, 1), weight = numbers(dtype, out_dim * in, 1), bias = numbers(DType::kF32, out_dim, 1);
+    Data out = poisoned(dtype, tokens * out_dim);
+    const DeviceMatrix matrix{dtype, weight.device, nullptr, out_dim, in};
+    const int64_t bytes = linear_workspace(matrix, dtype, tokens);
+    linear({dtype, x.device, in, matrix, bias.floats(), tokens, dtype, out.device, out_dim, {take(bytes), bytes}}, engine_.gemm,
+           engine_.stream);
+    reference_.linear({x.host.data(), in, weight.host.data(), DType::kF32, in, bias.host.data(), tokens, in, out_dim,
+                       out.host.data(), out_dim},
+                      kAlone);
+    expect(out);
+  }
+
+  void softmax_case(DType dtype) {
+    const int64_t rows = 2, n = 1100;
+    const Data x = numbers(dtype, rows * n, 5);
+    Data out = poisoned(DType::kF32, rows * n);
+    softmax({dtype, x.device, n, rows, n, out.floats(), n, false}, engine_.stream);
+    reference_.softmax({x.host.data(), n, rows, n, out.host.data(), n}, kAlone);
+    expect(out);
+  }
+
+  Engine& engine_;
+  const m4j::Ops& reference_;
+  const DeviceBuffer memory_;
+  int64_t used_ = 0;
+  uint64_t random_ = 1;
+};
+
+}  // namespace
+
+float self_test(Engine& engine, const m4j::Ops& reference) {
+  static std::mutex mutex;
+  static std::set<int> passed;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (passed.count(engine.ordinal()) != 0) return 0;
+  const auto begin = std::chrono::steady_clock::now();
+  SelfTest(engine, reference).run();
+  passed.insert(engine.ordinal());
+  return std::chrono::duration<float, std::milli>(std::chrono::steady_clock::now() - begin).count();
+}
+
+}  // namespace m4j::cuda
