@@ -18,6 +18,8 @@ import org.mamba4j.ffi.m4j_linear_args;
 import org.mamba4j.ffi.m4j_model_config;
 import org.mamba4j.ffi.m4j_model_weights;
 import org.mamba4j.ffi.m4j_rms_norm_args;
+import org.mamba4j.ffi.m4j_sample_args;
+import org.mamba4j.ffi.m4j_sampling;
 import org.mamba4j.ffi.m4j_selective_scan_args;
 import org.mamba4j.ffi.m4j_ssd_args;
 import org.mamba4j.ffi.m4j_tensor;
@@ -218,6 +220,8 @@ public final class NativeLibrary {
             Map.entry("m4j_ssd_args", m4j_ssd_args.sizeof()),
             Map.entry("m4j_causal_conv1d_args", m4j_causal_conv1d_args.sizeof()),
             Map.entry("m4j_rms_norm_args", m4j_rms_norm_args.sizeof()),
+            Map.entry("m4j_sample_args", m4j_sample_args.sizeof()),
+            Map.entry("m4j_sampling", m4j_sampling.sizeof()),
             Map.entry("m4j_linear_args", m4j_linear_args.sizeof()),
             Map.entry("m4j_completion", m4j_completion.sizeof())));
   }
