@@ -1,11 +1,15 @@
 #include "random_model.h"
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <limits>
+#include <numeric>
 #include <stdexcept>
+#include <thread>
 
 #include "ops/ops.h"
 
@@ -84,10 +88,8 @@ struct RandomModel::Weights {
   int32_t dtype;
   Random random{42};
 
-  template <typename Draw>
-  m4j_tensor make(int32_t type, std::vector<int64_t> shape, Draw draw) {
-    int64_t n = 1;
-    for (int64_t s : shape) n *= s;
+  m4j_tensor allocate(int32_t type, const std::vector<int64_t>& shape) {
+    const int64_t n = elements(shape);
     storage.emplace_back(static_cast<size_t>(n) * (type == M4J_F32 ? 4 : 2));
     m4j_tensor t{};
     t.data = storage.back().data();
@@ -99,22 +101,42 @@ struct RandomModel::Weights {
       t.strides[d] = stride;
       stride *= shape[d];
     }
-    for (int64_t i = 0; i < n; ++i) {
-      const float v = draw();
-      if (type == M4J_F32) {
-        static_cast<float*>(t.data)[i] = v;
-      } else {
-        static_cast<uint16_t*>(t.data)[i] = type == M4J_BF16 ? to_bf16(v) : to_f16(v);
-      }
-    }
     return t;
+  }
+  static int64_t elements(const std::vector<int64_t>& shape) {
+    return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
+  }
+  static void set(const m4j_tensor& t, int64_t i, float v) {
+    if (t.dtype == M4J_F32) {
+      static_cast<float*>(t.data)[i] = v;
+    } else {
+      static_cast<uint16_t*>(t.data)[i] = t.dtype == M4J_BF16 ? to_bf16(v) : to_f16(v);
+    }
   }
   // Rows that are no whole number of blocks stay bfloat16 in a quantised model.
   m4j_tensor matrix(int64_t rows, int64_t cols, float std) {
-    const auto draw = [&] { return random.centred(std); };
-    if (dtype != M4J_Q8_0 && dtype != M4J_Q4_0) return make(dtype, {rows, cols}, draw);
-    if (cols % kQuantBlock != 0) return make(M4J_BF16, {rows, cols}, draw);
+    if (dtype != M4J_Q8_0 && dtype != M4J_Q4_0) return plain_matrix(dtype, rows, cols, std);
+    if (cols % kQuantBlock != 0) return plain_matrix(M4J_BF16, rows, cols, std);
     return quantised_matrix(rows, cols, std);
+  }
+  // By all processors: billions of numbers.
+  m4j_tensor plain_matrix(int32_t type, int64_t rows, int64_t cols, float std) {
+    constexpr int64_t kChunk = 1 << 16;  // elements that share a stream of random numbers
+    const m4j_tensor t = allocate(type, {rows, cols});
+    const int64_t n = rows * cols, chunks = (n + kChunk - 1) / kChunk;
+    const uint64_t seed = random.bits();
+    std::atomic<int64_t> next{0};
+    const auto fill = [&] {
+      for (int64_t chunk; (chunk = next++) < chunks;) {
+        Random of_chunk(seed ^ Random(static_cast<uint64_t>(chunk)).bits());
+        for (int64_t i = chunk * kChunk; i < std::min(n, (chunk + 1) * kChunk); ++i) set(t, i, of_chunk.centred(std));
+      }
+    };
+    std::vector<std::thread> others(std::max(1u, std::thread::hardware_concurrency()) - 1);
+    for (std::thread& thread : others) thread = std::thread(fill);
+    fill();
+    for (std::thread& thread : others) thread.join();
+    return t;
   }
   // Random codes with one scale: the same spread of weights without the time to quantise gigabytes.
   m4j_tensor quantised_matrix(int64_t rows, int64_t cols, float std) {
@@ -138,8 +160,10 @@ struct RandomModel::Weights {
     return t;
   }
   template <typename Draw>
-  m4j_tensor small(std::vector<int64_t> shape, Draw draw) {
-    return make(M4J_F32, std::move(shape), draw);
+  m4j_tensor small(const std::vector<int64_t>& shape, Draw draw) {
+    const m4j_tensor t = allocate(M4J_F32, shape);
+    for (int64_t i = 0; i < elements(shape); ++i) set(t, i, draw());
+    return t;
   }
 };
 

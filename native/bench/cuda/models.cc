@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <stdexcept>
 #include <string>
@@ -72,12 +73,48 @@ void print(const std::string& model, const std::string& work, const Times& t, do
   std::fflush(stdout);
 }
 
+// Sums in another order, rounded to bfloat16 in each of up to 64 layers of random weights.
+constexpr double kMaxBatchError = 0.08;
+
+// A sequence in a batch must give what it gives alone: the norm of the difference of its logits, relative. Two steps of
+// one token, after a prompt.
+double batch_error(RandomModel& model, const std::vector<m4j_slot>& slots, int64_t prompt) {
+  const auto n = static_cast<int64_t>(slots.size()), V = model.vocab_size();
+  const std::vector<int32_t> ids = tokens(n * (prompt + 2), V);
+  const auto last = [&](const std::vector<m4j_slot>& some, int64_t first) {  // logits of the last of `some`
+    for (const m4j_slot slot : some) model.reset(slot);
+    const auto part = [&](int64_t begin, int64_t end) {
+      std::vector<int32_t> result;
+      for (int64_t i = first; i < first + static_cast<int64_t>(some.size()); ++i) {
+        result.insert(result.end(), ids.begin() + i * (prompt + 2) + begin, ids.begin() + i * (prompt + 2) + end);
+      }
+      return result;
+    };
+    model.advance(some, part(0, prompt), M4J_LOGITS_NONE);
+    model.advance(some, part(prompt, prompt + 1), M4J_LOGITS_NONE);
+    const float* logits = model.advance(some, part(prompt + 1, prompt + 2));
+    return std::vector<float>(logits + (some.size() - 1) * V, logits + some.size() * V);
+  };
+  const std::vector<float> batch = last(slots, 0), alone = last({slots.back()}, n - 1);
+  double difference = 0, size = 0;
+  for (int64_t i = 0; i < V; ++i) {
+    difference += std::pow(static_cast<double>(batch[i]) - alone[i], 2);
+    size += std::pow(static_cast<double>(alone[i]), 2);
+  }
+  return std::sqrt(difference / size);
+}
+
 void run(const Shape& shape, int32_t dtype, double bandwidth, double flops) {
   RandomModel model(shape, dtype, 1, nullptr, 0);
   std::vector<m4j_slot> slots;
   while (slots.size() < 256) slots.push_back(model.take());
   const auto first = [&](int64_t n) { return std::vector<m4j_slot>(slots.begin(), slots.begin() + n); };
-  for (const int64_t batch : {1, 2, 4, 8, 16, 64, 256}) {
+  for (const int64_t batch : {3, 40, 100, 256}) {
+    const double error = batch_error(model, first(batch), 100);
+    std::printf("%-14s a sequence in a batch of %lld and alone: %.1e\n", shape.name, static_cast<long long>(batch), error);
+    if (!(error < kMaxBatchError)) throw std::runtime_error("a sequence in a batch has other logits than alone");
+  }
+  for (const int64_t batch : {1, 2, 4, 8, 16, 64, 128, 256}) {
     const std::vector<int32_t> ids = tokens(batch, model.vocab_size());
     const std::vector<m4j_slot> some = first(batch);
     const double bytes = static_cast<double>(model.matrix_bytes()) + 2.0 * static_cast<double>(batch * model.state_bytes());

@@ -11,8 +11,10 @@
 namespace m4j::cuda {
 namespace {
 
-// Enough tokens to fill the card with the products of one block, few enough for bounded memory.
-constexpr int64_t kBlockTokens = 4096;
+// Tokens of a block: the fewest fill the card with products; scans gain from more sequences at a time, where the card has
+// memory for their activations.
+constexpr int64_t kFewestBlockTokens = 4096, kMostBlockTokens = 16384;
+constexpr int64_t kActivationShare = 32;  // of the card's memory
 constexpr int64_t kCutTokens = 256;  // blocks end at multiples of it, which suits all chunked kernels
 constexpr int64_t kMaxGraphRows = 256;
 
@@ -183,10 +185,19 @@ void decode(States& states, const m4j_advance_args& args, const int64_t* slots) 
   if (outputs & kLogits) std::memcpy(args.logits, staging.logits, static_cast<std::size_t>(args.n_seqs * V) * 4);
 }
 
+int64_t block_tokens(const Model& m) {
+  int64_t tokens = kMostBlockTokens;
+  while (tokens > kFewestBlockTokens &&
+         activation_bytes(m, {nullptr, 1, tokens, tokens}) > m.engine.memory_bytes / kActivationShare) {
+    tokens /= 2;
+  }
+  return tokens;
+}
+
 void prefill(States& states, const m4j_advance_args& args, const int64_t* slots) {
   const Model& m = states.model;
   Engine& engine = states.model.engine;
-  const int64_t V = m.config.vocab_size, capacity = std::min(args.offsets[args.n_seqs], kBlockTokens);
+  const int64_t V = m.config.vocab_size, capacity = std::min(args.offsets[args.n_seqs], block_tokens(m));
   const int64_t max_segments = std::min(args.n_seqs, capacity);
   const Segments bound{nullptr, max_segments, capacity, capacity};
   const int64_t input_bytes = Inputs(nullptr, capacity, max_segments).bytes;

@@ -28,7 +28,8 @@ class Engine {
   // Room of at least `bytes`, kept for later calls; contents are undefined. It moves when it grows.
   char* workspace(int64_t bytes);
 
-  int64_t bytes = 0;  // of GPU memory, of the engine and all that was made from it
+  int64_t bytes = 0;         // of GPU memory, of the engine and all that was made from it
+  int64_t memory_bytes = 0;  // of the whole card
   cudaStream_t stream = nullptr;
   Gemm gemm;
   Transfers transfers;

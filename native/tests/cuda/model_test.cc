@@ -92,7 +92,7 @@ TEST_P(CudaModel, EverySplitEqualsTheWhole) {
 TEST_P(CudaModel, ALongSequenceIsCutIntoBlocks) {
   Side cpu(make_engine(), tiny), gpu(make_gpu_engine(), tiny);
   const m4j_slot cpu_slot = take(cpu.states), gpu_slot = take(gpu.states);
-  const std::vector<Tokens> input = sequences({9001});
+  const std::vector<Tokens> input = sequences({17001});
   Batch expected({cpu_slot}, input, M4J_LOGITS_LAST, V), actual({gpu_slot}, input, M4J_LOGITS_LAST, V);
   ASSERT_EQ(m4j_advance(cpu.states.get(), expected.args(), &err), M4J_OK) << err.message;
   ASSERT_EQ(m4j_advance(gpu.states.get(), actual.args(), &err), M4J_OK) << err.message;

@@ -1,5 +1,6 @@
 // Causal convolution: bound by memory. A thread walks the tokens of one tile for 16 bytes of channels, with the last
 // inputs in registers.
+#include "ops/cuda/chain.cuh"
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/math.cuh"
@@ -9,8 +10,9 @@ namespace m4j::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kTile = 32;  // tokens
 constexpr int kAhead = 4;  // tokens loaded before the first is used
+// Tokens of a tile: at least the taps. Few, if there are too few tiles for the GPU otherwise.
+constexpr int kTile = 32, kShortTile = 8, kEnoughBlocks = 256;
 
 template <typename T, int kCount>
 __device__ void load_or_zero(const T* p, bool present, float (&to)[kCount]) {
@@ -25,11 +27,11 @@ __device__ void load_or_zero(const T* p, bool present, float (&to)[kCount]) {
 // kTaps >= d_conv: the oldest taps beyond d_conv have weight zero. Each thread owns kCount channels.
 template <typename T, int kTaps, int kCount>
 __global__ void __launch_bounds__(kThreads)
-    conv1d_kernel(const __grid_constant__ Conv1dArgs a, unsigned row_blocks, unsigned tiles) {
+    conv1d_kernel(const __grid_constant__ Conv1dArgs a, unsigned row_blocks, unsigned tiles, int tile) {
   const int64_t c = (static_cast<int64_t>(blockIdx.x % row_blocks) * kThreads + threadIdx.x) * kCount;
   const unsigned item = blockIdx.x / row_blocks;
   const Segment segment = a.segments.items[item / tiles];
-  const int64_t begin = static_cast<int64_t>(item % tiles) * kTile, end = min(begin + kTile, segment.tokens);
+  const int64_t begin = static_cast<int64_t>(item % tiles) * tile, end = min(begin + tile, segment.tokens);
   if (c >= a.channels || begin >= end) return;
   const T* x = static_cast<const T*>(a.x) + segment.row * a.ld_x + c;
   T* out = static_cast<T*>(a.out) + segment.row * a.ld_out + c;
@@ -45,11 +47,14 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int k = 1; k < kTaps; ++k) {
     const int64_t t = begin + k - kTaps;
-    if (t >= 0) {
-      load_floats(x + t * a.ld_x, inputs[k]);
-    } else {
-      load_or_zero(window + (past + t) * a.channels, past + t >= 0, inputs[k]);
-    }
+    if (t < 0) load_or_zero(window + (past + t) * a.channels, past + t >= 0, inputs[k]);
+  }
+  let_next_start();
+  wait_for_previous();
+#pragma unroll
+  for (int k = 1; k < kTaps; ++k) {
+    const int64_t t = begin + k - kTaps;
+    if (t >= 0) load_floats(x + t * a.ld_x, inputs[k]);
   }
   if (begin == 0) {
     // The whole window is replaced here, where all of it has been read, from the segment's last inputs.
@@ -99,13 +104,11 @@ __global__ void __launch_bounds__(kThreads)
 template <typename T, int kCount>
 void launch(const Conv1dArgs& a, cudaStream_t stream) {
   const unsigned row_blocks = static_cast<unsigned>(ceil_div(a.channels, kThreads * kCount));
-  const unsigned tiles = static_cast<unsigned>(ceil_div(a.segments.longest, kTile));
-  const unsigned blocks = row_blocks * tiles * static_cast<unsigned>(a.segments.count);
-  if (a.d_conv <= 4) {
-    conv1d_kernel<T, 4, kCount><<<blocks, kThreads, 0, stream>>>(a, row_blocks, tiles);
-  } else {
-    conv1d_kernel<T, 8, kCount><<<blocks, kThreads, 0, stream>>>(a, row_blocks, tiles);
-  }
+  const auto blocks_of = [&](int tile) { return row_blocks * ceil_div(a.segments.longest, tile) * a.segments.count; };
+  const int tile = blocks_of(kTile) < kEnoughBlocks ? kShortTile : kTile;
+  const unsigned tiles = static_cast<unsigned>(ceil_div(a.segments.longest, tile));
+  launch_kernel("conv1d", a.d_conv <= 4 ? conv1d_kernel<T, 4, kCount> : conv1d_kernel<T, 8, kCount>,
+                {.blocks = static_cast<unsigned>(blocks_of(tile)), .threads = kThreads}, stream, a, row_blocks, tiles, tile);
 }
 
 }  // namespace
@@ -118,7 +121,6 @@ void conv1d(const Conv1dArgs& a, cudaStream_t stream) {
                          is_aligned(a.weight, 16) && is_aligned(a.bias, 16) && is_aligned(a.windows, 16);
     vectors ? launch<T, kCount>(a, stream) : launch<T, 1>(a, stream);
   });
-  check_launch("conv1d");
 }
 
 }  // namespace m4j::cuda

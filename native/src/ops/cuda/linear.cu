@@ -2,6 +2,7 @@
 
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/linear.h"
+#include "ops/cuda/linear_hopper.h"
 
 namespace m4j::cuda {
 namespace {
@@ -180,6 +181,7 @@ void linear(const LinearArgs& a, Gemm& gemm, cudaStream_t stream) {
     check_launch("linear (dequantise_kernel)");
     weight = widened;
   }
+  if (linear_hopper(a, weight, a.weight.dtype != DType::kQ8_0, stream)) return;
   gemm.run({.dtype = a.dtype,
             .x = a.x,
             .ld_x = a.ld_x,

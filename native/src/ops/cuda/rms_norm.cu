@@ -2,6 +2,7 @@
 // and the scaling.
 #include <algorithm>
 
+#include "ops/cuda/chain.cuh"
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/math.cuh"
@@ -57,6 +58,10 @@ struct Group {
     }
   }
 
+  // Into the second-level cache: registers for it would halve the blocks of a multiprocessor.
+  __device__ void fetch_weights(int64_t i) const {
+    if (weight) asm volatile("prefetch.global.L2 [%0];" ::"l"(weight + i));
+  }
   template <int kCount>
   __device__ void store(int64_t i, float (&v)[kCount], float scale) const {
     float w[kCount];
@@ -72,6 +77,13 @@ template <typename T, int kParts>
 __global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(const __grid_constant__ RmsNormArgs a) {
   const Group<T> group(a);
   float v[kParts][8], sum = 0;
+#pragma unroll
+  for (int part = 0; part < kParts; ++part) {
+    const int64_t i = 8 * (static_cast<int64_t>(part) * blockDim.x + threadIdx.x);
+    if (i < group.dim) group.fetch_weights(i);
+  }
+  let_next_start();
+  wait_for_previous();
 #pragma unroll
   for (int part = 0; part < kParts; ++part) {
     const int64_t i = 8 * (static_cast<int64_t>(part) * blockDim.x + threadIdx.x);
@@ -99,6 +111,8 @@ __global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(const __grid_cons
 template <typename T>
 __global__ void __launch_bounds__(kMaxThreads) rms_norm_any_kernel(const __grid_constant__ RmsNormArgs a) {
   Group<T> group(a);
+  let_next_start();
+  wait_for_previous();
   float sum = 0;
   for (int64_t i = threadIdx.x; i < group.dim; i += blockDim.x) {
     float v[1];
@@ -129,18 +143,18 @@ void rms_norm(const RmsNormArgs& a, cudaStream_t stream) {
   const unsigned blocks = static_cast<unsigned>(a.tokens * a.n_groups);
   const int64_t vectors = ceil_div(a.dim / a.n_groups, 8);
   with_element_type(a.dtype, [&]<typename T>(T) {
-    const auto threads = [](int64_t wanted, int64_t most) {
-      return static_cast<unsigned>(std::min(ceil_div(wanted, 32) * 32, most));
+    const auto launch = [&](void (*kernel)(RmsNormArgs), int64_t wanted) {
+      const int64_t threads = std::min<int64_t>(ceil_div(wanted, 32) * 32, kMaxThreads);
+      launch_kernel("rms_norm", kernel, {.blocks = blocks, .threads = static_cast<unsigned>(threads)}, stream, a);
     };
     if (!has_vectors(a, kVecOf16Bytes<T>) || vectors > 4 * kMaxThreads) {
-      rms_norm_any_kernel<T><<<blocks, threads(8 * vectors, kMaxThreads), 0, stream>>>(a);
+      launch(rms_norm_any_kernel<T>, 8 * vectors);
     } else if (vectors <= kMaxThreads) {
-      rms_norm_kernel<T, 1><<<blocks, threads(vectors, kMaxThreads), 0, stream>>>(a);
+      launch(rms_norm_kernel<T, 1>, vectors);
     } else {
-      rms_norm_kernel<T, 4><<<blocks, threads(ceil_div(vectors, 4), kMaxThreads), 0, stream>>>(a);
+      launch(rms_norm_kernel<T, 4>, ceil_div(vectors, 4));
     }
   });
-  check_launch("rms_norm");
 }
 
 }  // namespace m4j::cuda

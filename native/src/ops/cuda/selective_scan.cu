@@ -5,6 +5,7 @@
 // adds to the state, a second walks all chunks at once, each from the state that the ones before it leave.
 #include <algorithm>
 
+#include "ops/cuda/chain.cuh"
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/math.cuh"
@@ -84,6 +85,8 @@ __global__ void __launch_bounds__(kThreads, S::resident)
   __shared__ alignas(16) float B_tiles[S::bc_buffers][kTile][S::states];
   __shared__ float4 all_steps[kWarps][kTile][S::teams];
   const Place<S> at(a, chunks);
+  let_next_start();
+  wait_for_previous();  // even if no block has anything to do
   if (at.begin >= at.end || at.last_chunk()) return;
   float4(*steps)[S::teams] = all_steps[at.warp];
 
@@ -182,6 +185,8 @@ __global__ void __launch_bounds__(kThreads, S::resident)
   load_A<S>(a, at, pairs, A);
   load_channels(a.delta_bias, at.channel, at.owned, bias);
   load_channels(a.D, at.channel, at.owned, D);
+  let_next_start();
+  wait_for_previous();
   float* state = a.states + at.tokens.slot * a.slot_stride;
   if (at.chunk == 0 && at.last_chunk()) {
     load_states<S>(a, at, state, pairs, h);
@@ -294,6 +299,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int n = 0; n < kStates; ++n) A[n] = a.A[n * a.d_inner + e] * kLog2e;
   }
+  let_next_start();
   for (int64_t s = first; s < end; ++s) {
     const Segment segment = a.segments.items[s];
     float* h = a.states + segment.slot * a.slot_stride + e;
@@ -304,13 +310,15 @@ __global__ void __launch_bounds__(kThreads)
       delta = to_float(static_cast<const T*>(a.delta)[segment.row * a.ld_delta + e]) + bias;
       if (a.delta_softplus) delta = softplus(delta);
     };
-    float y = 0, delta, u;
-    const T gate = a.z ? static_cast<const T*>(a.z)[segment.row * a.ld_z + e] : T();
+    float y = 0, delta, u, hs[kStates];
     if (in_registers) {
-      float hs[kStates];
-      Packed<T, 4> Bs[kStates / 4], Cs[kStates / 4];
 #pragma unroll
       for (int n = 0; n < kStates; ++n) hs[n] = h[n * a.d_inner];
+    }
+    wait_for_previous();
+    const T gate = a.z ? static_cast<const T*>(a.z)[segment.row * a.ld_z + e] : T();
+    if (in_registers) {
+      Packed<T, 4> Bs[kStates / 4], Cs[kStates / 4];
 #pragma unroll
       for (int i = 0; i < kStates / 4; ++i) {
         Bs[i] = load_packed<4>(B + 4 * i);
@@ -340,7 +348,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // Chunks cost nearly twice the exponentials: worth it while one walk leaves most of the GPU idle.
 Chunks plan_chunks(int64_t d_inner, int64_t d_state, const Segments& segments) {
-  constexpr int64_t kEnoughBlocks = 200, kTargetBlocks = 1280, kShortest = 128;
+  constexpr int64_t kEnoughBlocks = 200, kTargetBlocks = 1280, kShortest = 64;
   Chunks chunks = {1, segments.longest, nullptr, nullptr};
   with_shape(d_state, [&]<typename S>(S) {
     const int64_t blocks = segments.count * ceil_div(d_inner, S::channels);
@@ -367,9 +375,10 @@ void selective_scan(const SelectiveScanArgs& a, cudaStream_t stream) {
     const int64_t segments = std::clamp<int64_t>(a.segments.count * row_blocks / kEnoughBlocks, 1, kMostSegments);
     const unsigned blocks = row_blocks * static_cast<unsigned>(ceil_div(a.segments.count, segments));
     with_element_type(a.dtype, [&]<typename T>(T) {
-      step_kernel<T><<<blocks, kThreads, 0, stream>>>(a, row_blocks, static_cast<unsigned>(segments), quads);
+      launch_kernel("selective_scan", step_kernel<T>, {.blocks = blocks, .threads = kThreads}, stream, a, row_blocks,
+                    static_cast<unsigned>(segments), quads);
     });
-    return check_launch("selective_scan");
+    return;
   }
   Chunks chunks = plan_chunks(a.d_inner, a.d_state, a.segments);
   chunks.ends = static_cast<float*>(a.workspace.data);
@@ -378,11 +387,13 @@ void selective_scan(const SelectiveScanArgs& a, cudaStream_t stream) {
     with_shape(a.d_state, [&]<typename S>(S) {
       const int64_t row_blocks = a.n_groups * ceil_div(a.d_inner / a.n_groups, S::channels);
       const unsigned blocks = static_cast<unsigned>(row_blocks * chunks.count * a.segments.count);
-      if (chunks.count > 1) chunk_ends_kernel<T, Spread<S>><<<blocks, kThreads, 0, stream>>>(a, chunks, pairs, quads);
-      scan_kernel<T, S><<<blocks, kThreads, 0, stream>>>(a, chunks, pairs, quads);
+      const LaunchShape shape = {.blocks = blocks, .threads = kThreads};
+      if (chunks.count > 1) {
+        launch_kernel("selective_scan", chunk_ends_kernel<T, Spread<S>>, shape, stream, a, chunks, pairs, quads);
+      }
+      launch_kernel("selective_scan", scan_kernel<T, S>, shape, stream, a, chunks, pairs, quads);
     });
   });
-  check_launch("selective_scan");
 }
 
 }  // namespace m4j::cuda

@@ -22,20 +22,13 @@ constexpr int64_t kMaxParts = 64;            // whose states a block folds befor
 
 int64_t padded_state(int64_t d_state) { return d_state <= 64 ? 64 : d_state <= 128 ? 128 : 256; }
 
-int attribute(cudaDeviceAttr which) {
-  int device = 0, value = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
-  check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute");
-  return value;
-}
-
 // Parts of the longest sequence, so that blocks fill the GPU evenly: as many rounds of them as it takes, times the time
 // of a block in that of one chunk, as measured on an H200. More than one part costs the launch that computes states
 // only, and the folding of states.
 Plan make_plan(int64_t heads, int64_t headdim, int64_t d_state, const Segments& s) {
   Plan plan = {};
   plan.slabs = ceil_div(headdim, ssd::kSlab);
-  const int64_t at_once = attribute(cudaDevAttrMultiProcessorCount) * (d_state <= 128 ? 3 : 2);  // slabs
+  const int64_t at_once = device_attribute(cudaDevAttrMultiProcessorCount) * (d_state <= 128 ? 3 : 2);  // slabs
   const int64_t chunks = std::max<int64_t>(ceil_div(s.longest, ssd::kChunk), 1);
   const double longest_sequences = s.longest == 0 ? 1 : static_cast<double>(s.tokens) / s.longest;
   double best = 0;
@@ -64,12 +57,12 @@ struct Kernel {
 };
 
 bool fits(const Kernel& k) {
-  return k.shared_bytes <= static_cast<size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+  return k.shared_bytes <= static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
 }
 
 // On Hopper, and if the build holds code for its products: the kernel's body is empty otherwise.
 bool runs_hopper_products(const Kernel& k) {
-  if (attribute(cudaDevAttrComputeCapabilityMajor) != 9) return false;
+  if (device_attribute(cudaDevAttrComputeCapabilityMajor) != 9) return false;
   cudaFuncAttributes attributes;
   check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(k.function)), "cudaFuncGetAttributes");
   return attributes.numRegs > 64;
@@ -96,8 +89,11 @@ void launch(const Kernel& k, const SsdArgs& a, Plan plan, cudaStream_t stream) {
   check(cudaFuncSetAttribute(k.function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(k.shared_bytes)),
         "cudaFuncSetAttribute");
   const int64_t blocks = a.segments.count * plan.parts * plan.blocks;
-  k.function<<<static_cast<unsigned>(blocks), k.threads, k.shared_bytes, stream>>>(a, plan);
-  check_launch("ssd_chunk");
+  launch_kernel("ssd_chunk", k.function,
+                {.blocks = static_cast<unsigned>(blocks),
+                 .threads = static_cast<unsigned>(k.threads),
+                 .shared_bytes = k.shared_bytes},
+                stream, a, plan);
 }
 
 template <typename T, int kN>

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "ops/cuda/chain.cuh"
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/launch.cuh"
 

@@ -216,6 +216,8 @@ __global__ void __launch_bounds__(kHalfSlabs * kSlabThreads, kN <= 128 ? 2 : 1)
   auto& shared = *reinterpret_cast<HalfShared<Decays<T>, kN, kPass, kHalfSlabs, 1>*>(shared_memory);
   const int which = threadIdx.x / kSlabThreads, thread = threadIdx.x % kSlabThreads;
   const int warp = thread / 32, lane = thread % 32;
+  let_next_start();
+  wait_for_previous();
   Work work;
   if (!work.find(a, plan, which)) return;
   if (!kOutputs && work.parts == 1) return;

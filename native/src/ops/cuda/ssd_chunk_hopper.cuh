@@ -256,6 +256,8 @@ __global__ void __launch_bounds__(kHopperThreads<kSlabs>, 1)
   extern __shared__ __align__(1024) unsigned char shared_memory[];
   auto& shared = *reinterpret_cast<HopperShared<T, kN, kPass, kSlabs>*>(shared_memory);
   const int thread = threadIdx.x % kSlabThreads, which = uniform(static_cast<int>(threadIdx.x) / kSlabThreads);
+  let_next_start();
+  wait_for_previous();
   Work work;
   if (!work.find(a, plan, min(which, kSlabs - 1))) return;
   if (kPass == Pass::kStates && work.parts == 1) return;

@@ -113,6 +113,8 @@ __global__ void __launch_bounds__(kSingleSlabs * kSlabThreads, 1)
   auto& shared = *reinterpret_cast<SingleShared<kN, kPass>*>(shared_memory);
   const int which = threadIdx.x / kSlabThreads, thread = threadIdx.x % kSlabThreads;
   const int warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
+  let_next_start();
+  wait_for_previous();
   Work work;
   if (!work.find(a, plan, which)) return;
   if (!kOutputs && work.parts == 1) return;

@@ -1,4 +1,5 @@
 // Mamba-2's state, token by token: bound by reading and writing the state.
+#include "ops/cuda/chain.cuh"
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/math.cuh"
@@ -67,6 +68,8 @@ __global__ void __launch_bounds__(kThreads, 5)
   };
   if constexpr (kResident) load(0);
   const float A = a.A[head] * kLog2e, D = a.D ? a.D[head] : 0.0f, dt_bias = a.dt_bias ? a.dt_bias[head] : 0.0f;
+  let_next_start();
+  wait_for_previous();
   for (int64_t row = segment.row; row < segment.row + segment.tokens; ++row) {
     const T* B = static_cast<const T*>(a.B) + row * a.ld_bc + group * a.d_state;
     const T* C = static_cast<const T*>(a.C) + row * a.ld_bc + group * a.d_state;
@@ -119,8 +122,8 @@ template <typename T, int kWidth, int kVectors, int kRows, bool kResident>
 void launch(const SsdArgs& a, cudaStream_t stream) {
   const int64_t head_blocks = ceil_div(a.headdim, kWarps * kTeams * kRows);
   const unsigned blocks = static_cast<unsigned>(head_blocks * a.heads * a.segments.count);
-  ssd_step_kernel<T, kWidth, kVectors, kRows, kResident>
-      <<<blocks, kThreads, 0, stream>>>(a, static_cast<unsigned>(head_blocks));
+  launch_kernel("ssd_step", ssd_step_kernel<T, kWidth, kVectors, kRows, kResident>,
+                {.blocks = blocks, .threads = kThreads}, stream, a, static_cast<unsigned>(head_blocks));
 }
 
 }  // namespace
@@ -136,7 +139,6 @@ void ssd_step(const SsdArgs& a, cudaStream_t stream) {
     if (a.d_state > 128) return launch<T, 4, 4, 1, false>(a, stream);
     few ? launch<T, 4, 4, 1, true>(a, stream) : launch<T, 4, 4, 2, true>(a, stream);
   });
-  check_launch("ssd_step");
 }
 
 }  // namespace m4j::cuda

@@ -1,0 +1,35 @@
+#include "ops/cuda/chain.cuh"
+
+#include "ops/cuda/check.h"
+
+namespace m4j::cuda {
+
+int device_attribute(cudaDeviceAttr which) {
+  int device = 0, value = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute");
+  return value;
+}
+
+void launch_kernel(const char* what, const void* kernel, const LaunchShape& shape, cudaStream_t stream, void** args) {
+  cudaLaunchAttribute attributes[2];
+  unsigned count = 0;
+  if (shape.chained && device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (shape.cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count++].val.clusterDim = {shape.cluster, 1, 1};
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(shape.blocks);
+  config.blockDim = dim3(shape.threads);
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = count;
+  check(cudaLaunchKernelExC(&config, kernel, args), what);
+}
+
+}  // namespace m4j::cuda

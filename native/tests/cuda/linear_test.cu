@@ -1,0 +1,101 @@
+#include "ops/cuda/linear.h"
+
+#include <cmath>
+
+#include "ragged.h"
+
+namespace m4j::cuda::test {
+namespace {
+
+using m4j::test::Expected;
+using m4j::test::expect_close;
+using m4j::test::expect_same_bits;
+using m4j::test::Random;
+
+// Of float32 results: tensor cores cut off sums rather than round them, up to some hundred times in a row.
+constexpr double kWideTolerance = 5e-5;
+
+struct Problem {
+  DType dtype;
+  int64_t tokens, in, out_dim;
+  std::vector<float> x, weight, bias;
+
+  Problem(Random& random, DType dtype, int64_t tokens, int64_t in, int64_t out_dim, bool with_bias)
+      : dtype(dtype), tokens(tokens), in(in), out_dim(out_dim), x(rounded(random.normal(tokens * in), dtype)),
+        weight(rounded(random.normal(out_dim * in), dtype)), bias(random.normal(out_dim, 3, with_bias)) {}
+
+  std::vector<float> run(bool wide, int64_t gap) const {
+    static Gemm gemm;
+    const DType out_dtype = wide ? DType::kF32 : dtype;
+    const DeviceArray x_memory(dtype, x, in, in + gap), weight_memory(dtype, weight, in),
+        bias_memory(DType::kF32, bias.empty() ? std::vector<float>(1) : bias, 1), out(out_dtype, tokens, out_dim, out_dim + gap);
+    DeviceMatrix matrix;
+    matrix.dtype = dtype;
+    matrix.data = weight_memory.data();
+    matrix.rows = out_dim;
+    matrix.columns = in;
+    const int64_t bytes = linear_workspace(matrix, dtype, tokens);
+    const DeviceArray workspace(DType::kF32, 1, bytes / 4 + 1);
+    linear({dtype, x_memory.data(), in + gap, matrix, bias.empty() ? nullptr : bias_memory.floats(), tokens, out_dtype,
+            out.data(), out_dim + gap, {workspace.data(), bytes}},
+           gemm, nullptr);
+    return out.read();
+  }
+
+  // In doubles.
+  Expected expected() const {
+    Expected result;
+    for (int64_t t = 0; t < tokens; ++t) {
+      for (int64_t o = 0; o < out_dim; ++o) {
+        double sum = bias.empty() ? 0 : bias[o], squares = sum * sum;
+        for (int64_t k = 0; k < in; ++k) {
+          const double term = static_cast<double>(x[t * in + k]) * weight[o * in + k];
+          sum += term;
+          squares += term * term;
+        }
+        result.add(sum, std::sqrt(squares));
+      }
+    }
+    return result;
+  }
+};
+
+TEST(CudaLinear, AnyNumberOfTokensAndAnyShape) {
+  Random random(m4j::test::run_seed());
+  struct Shape {
+    int64_t in, out_dim;
+  };
+  for (const Shape& s : {Shape{8, 8}, Shape{72, 40}, Shape{160, 520}, Shape{640, 136}, Shape{1288, 72}, Shape{5120, 24}}) {
+    for (const int64_t tokens : {1, 3, 4, 5, 8, 17, 32, 33, 64, 65, 128, 129, 200, 256, 257, 300}) {
+      for (DType dtype : kDTypes) {
+        const bool wide = random.uniform(1, 0, 1)[0] < 0.5f, with_bias = random.uniform(1, 0, 1)[0] < 0.5f;
+        SCOPED_TRACE(name_of(dtype) + ", " + std::to_string(tokens) + " tokens, " + std::to_string(s.in) + " to " +
+                     std::to_string(s.out_dim) + (wide ? ", wide" : "") + (with_bias ? ", bias" : ""));
+        const Problem problem(random, dtype, tokens, s.in, s.out_dim, with_bias);
+        const std::vector<float> actual = problem.run(wide, 8);
+        expect_close(actual, problem.expected(), wide ? kWideTolerance : tolerance_of(dtype));
+        expect_same_bits(problem.run(wide, 8), actual);
+      }
+    }
+  }
+}
+
+// As in a model: every multiprocessor has work, and the sum over the columns is divided.
+TEST(CudaLinear, WideMatrices) {
+  Random random(m4j::test::run_seed());
+  for (const auto& [in, out_dim] : {std::pair<int64_t, int64_t>{2560, 4104}, {512, 40000}}) {
+    for (const int64_t tokens : {7, 50, 100, 250}) {
+      const Problem problem(random, DType::kBF16, tokens, in, out_dim, true);
+      const std::vector<float> actual = problem.run(true, 0);
+      Problem part = problem;  // some of the outputs of the last token
+      part.tokens = 1;
+      part.x = m4j::test::slice_rows(problem.x, in, tokens - 1, tokens);
+      Expected exact = part.expected();
+      expect_close(m4j::test::slice_rows(actual, out_dim, tokens - 1, tokens), exact, kWideTolerance);
+      expect_same_bits(problem.run(true, 0), actual);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace m4j::cuda::test
