@@ -450,5 +450,18 @@ TEST_F(CudaTensorOps, CallsInAQueueComputeWhatTheyWouldAlone) {
   m4j_queue_release(queue);
 }
 
+TEST_F(CudaTensorOps, TheSelfTestRunsOnceAProcess) {
+  std::string log;  // the fixture's engine was the first
+  m4j_engine_options options{};
+  options.struct_size = sizeof options;
+  options.device = M4J_DEVICE_CUDA;
+  options.log = [](void* user, int32_t, const char* message) { *static_cast<std::string*>(user) += message; };
+  options.log_user = &log;
+  m4j_engine* engine = nullptr;
+  ASSERT_EQ(m4j_engine_create(&options, &engine, &err), M4J_OK) << err.message;
+  m4j_engine_release(engine);
+  EXPECT_NE(log.find("self-test 0 ms"), std::string::npos) << log;
+}
+
 }  // namespace
 }  // namespace m4j::test

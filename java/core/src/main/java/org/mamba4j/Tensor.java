@@ -72,6 +72,7 @@ public final class Tensor {
    *     that exists stays usable
    */
   public static Tensor allocate(Arena arena, Engine engine, DType dtype, long... shape) {
+    engine.checkOpen();
     if (!engine.device().isCuda()) {
       return OffHeap.allocate(arena, "tensor", dtype, shape);
     }

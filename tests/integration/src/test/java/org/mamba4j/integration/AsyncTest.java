@@ -106,8 +106,8 @@ class AsyncTest {
       batch.add(session, 1);
       assertMessage("in use", batch::advance);
       assertMessage("in use", batch::advanceAsync);
-      other.advance(1); // was given back
       assertFalse(future.isDone());
+      other.advance(1); // was given back
       future.get();
       assertEquals(50_000, session.position());
       batch.advanceAsync().get();
