@@ -145,11 +145,11 @@ void decode(States& states, const m4j_advance_args& args, const int64_t* slots) 
   }
   char* workspace = engine.workspace(step_bytes(m, rows));
   States::Graph& graph = states.graphs[{rows, logits}];
-  if (graph.workspace != workspace) {
+  if (graph.workspace_moves != engine.workspace_moves) {
     if (graph.exec != nullptr) cudaGraphExecDestroy(graph.exec);
     graph = {};
     graph.exec = capture(states, rows, logits, workspace);
-    graph.workspace = workspace;
+    graph.workspace_moves = engine.workspace_moves;
   }
   const Staging staging(states.staging.data(), states.staging_rows, V);
   for (int64_t i = 0; i < rows; ++i) {

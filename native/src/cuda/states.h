@@ -38,7 +38,7 @@ class States {
   // Decode steps captured so far; see advance.cc.
   struct Graph {
     cudaGraphExec_t exec = nullptr;
-    char* workspace = nullptr;  // it was captured with
+    int64_t workspace_moves = -1;  // before it was captured: a graph does not survive that its memory is freed
   };
   std::map<std::tuple<int64_t, bool>, Graph> graphs;  // by rows and whether there are logits
   PinnedBuffer staging;                              // of the graphs: ids, segments, logits
