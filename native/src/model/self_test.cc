@@ -139,8 +139,8 @@ void check_model(const std::shared_ptr<Engine>& engine, int32_t ordinal, bool ma
   const double error = std::sqrt(difference / norm), allowed = dtype == DType::kF32 ? 1e-4 : 5e-2;
   if (error <= allowed) return;
   fail(M4J_ERR_UNSUPPORTED,
-       "cuda:%d fails the self-test of a %s model in %s: its logits are %.2g away from the reference, allowed are %.2g", ordinal,
-       name, dtype == DType::kF32 ? "float32" : "bfloat16", error, allowed);
+       "cuda:%d fails the self-test of a %s model in %s: its logits are %.2g away from the reference, allowed are %.2g",
+       ordinal, name, dtype == DType::kF32 ? "float32" : "bfloat16", error, allowed);
 }
 
 }  // namespace
