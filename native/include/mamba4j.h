@@ -362,8 +362,8 @@ M4J_API m4j_status m4j_queue_next(m4j_queue* queue, int64_t timeout_ms, m4j_comp
 
 /* ---- Operations on caller-owned memory ------------------------------------------------------------------------- */
 /* Tensors lie in memory of the engine's device. They are F32 unless stated. On a GPU the activations of a call (u,
- * delta, z, x, dt, gate, B, C and out) may be F16 or BF16 instead, all of one type, which out of linear may widen to F32
- * and out of softmax has to; weights, biases, A, D, states and windows are float32 on any device unless stated.
+ * delta, z, x, dt, gate, B, C and out) may be F16 or BF16 instead, all of one type, which out of linear may widen to
+ * F32 and out of softmax has to; weights, biases, A, D, states and windows are float32 on any device unless stated.
  * Outputs must not overlap inputs unless stated, and must have non-zero strides. A call returns when its results are
  * there. Rows that a kernel of the GPU cannot take as they lie are packed on the way, in parts of bounded size. */
 

@@ -40,15 +40,20 @@ TEST_F(ApiBufferTest, AreZeroedAlignedCountedAndOutliveTheirEngine) {
 TEST_F(ApiBufferTest, SayWhatCannotBe) {
   m4j_buffer* buffer = nullptr;
   expect_error(m4j_buffer_create(engine.get(), -1, &buffer, &err), M4J_ERR_INVALID_ARGUMENT, {"bytes", "-1"});
-  expect_error(m4j_buffer_create(engine.get(), INT64_MAX, &buffer, &err), M4J_ERR_OUT_OF_MEMORY, {"9223372036854.8 MB"});
+  expect_error(m4j_buffer_create(engine.get(), INT64_MAX, &buffer, &err), M4J_ERR_OUT_OF_MEMORY,
+               {"9223372036854.8 MB"});
   EXPECT_EQ(buffer, nullptr);
   char bytes[8] = {};
-  expect_error(m4j_copy_bytes(engine.get(), bytes, bytes + 3, 4, M4J_ON_DEVICE, &err), M4J_ERR_INVALID_ARGUMENT, {"overlap"});
+  expect_error(m4j_copy_bytes(engine.get(), bytes, bytes + 3, 4, M4J_ON_DEVICE, &err), M4J_ERR_INVALID_ARGUMENT,
+               {"overlap"});
   expect_error(m4j_copy_bytes(engine.get(), nullptr, bytes, 4, M4J_TO_HOST, &err), M4J_ERR_INVALID_ARGUMENT, {"to"});
-  expect_error(m4j_copy_bytes(engine.get(), bytes, nullptr, 4, M4J_TO_DEVICE, &err), M4J_ERR_INVALID_ARGUMENT, {"from"});
-  expect_error(m4j_copy_bytes(engine.get(), bytes, bytes + 4, -4, M4J_TO_HOST, &err), M4J_ERR_INVALID_ARGUMENT, {"bytes"});
+  expect_error(m4j_copy_bytes(engine.get(), bytes, nullptr, 4, M4J_TO_DEVICE, &err), M4J_ERR_INVALID_ARGUMENT,
+               {"from"});
+  expect_error(m4j_copy_bytes(engine.get(), bytes, bytes + 4, -4, M4J_TO_HOST, &err), M4J_ERR_INVALID_ARGUMENT,
+               {"bytes"});
   EXPECT_EQ(m4j_copy_bytes(engine.get(), nullptr, nullptr, 0, M4J_TO_HOST, &err), M4J_OK);
-  expect_error(m4j_copy_bytes(engine.get(), bytes, bytes + 4, 4, 3, &err), M4J_ERR_INVALID_ARGUMENT, {"direction", "3"});
+  expect_error(m4j_copy_bytes(engine.get(), bytes, bytes + 4, 4, 3, &err), M4J_ERR_INVALID_ARGUMENT,
+               {"direction", "3"});
 }
 
 TEST_F(ApiBufferTest, CopyBytes) {
@@ -79,8 +84,8 @@ TEST_F(ApiBufferTest, CopyRoundsToNearest) {
   for (const int32_t dtype : {M4J_F16, M4J_BF16}) {
     std::vector<uint16_t> half(100);
     std::vector<float> back(100);
-    const m4j_tensor x{const_cast<float*>(values.data()), M4J_F32, 1, {100}, {1}}, middle{half.data(), dtype, 1, {100}, {1}},
-        out{back.data(), M4J_F32, 1, {100}, {1}};
+    const m4j_tensor x{const_cast<float*>(values.data()), M4J_F32, 1, {100}, {1}},
+        middle{half.data(), dtype, 1, {100}, {1}}, out{back.data(), M4J_F32, 1, {100}, {1}};
     ASSERT_EQ(m4j_copy(engine.get(), &x, &middle, &err), M4J_OK) << err.message;
     ASSERT_EQ(m4j_copy(engine.get(), &middle, &out, &err), M4J_OK) << err.message;
     for (size_t i = 0; i < 100; ++i) {

@@ -24,7 +24,8 @@ void copy_bytes(Engine& engine, void* to, const void* from, int64_t bytes, int32
   const auto target = reinterpret_cast<uintptr_t>(to), source = reinterpret_cast<uintptr_t>(from);
   const auto size = static_cast<uintptr_t>(bytes);
   if (target - source < size || source - target < size) {
-    fail(M4J_ERR_INVALID_ARGUMENT, "to, from: %lld bytes at %p and at %p overlap", static_cast<long long>(bytes), to, from);
+    fail(M4J_ERR_INVALID_ARGUMENT, "to, from: %lld bytes at %p and at %p overlap", static_cast<long long>(bytes), to,
+         from);
   }
   if (engine.gpu == nullptr) {
     std::memcpy(to, from, size);

@@ -65,7 +65,8 @@ m4j_engine* create_engine(const m4j_engine_options* given) {
     self_test_models(engine, options.device_index);
     const std::chrono::duration<double, std::milli> models = std::chrono::steady_clock::now() - begin;
     const cuda::DeviceInfo& info = engine->gpu->info;
-    engine->log(M4J_LOG_DEBUG, "engine on cuda:%d, %s, compute capability %d.%d, %.1f of %.1f GB free, self-test %.0f ms",
+    engine->log(M4J_LOG_DEBUG,
+                "engine on cuda:%d, %s, compute capability %d.%d, %.1f of %.1f GB free, self-test %.0f ms",
                 options.device_index, info.name, info.compute_major, info.compute_minor,
                 static_cast<double>(info.free_bytes) / 1e9, static_cast<double>(info.memory_bytes) / 1e9,
                 double{info.self_test_ms} + models.count());

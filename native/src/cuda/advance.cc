@@ -165,11 +165,11 @@ void decode(States& states, const m4j_advance_args& args, const int64_t* slots) 
   if (outputs & kTokens) states.choices.reserve(kMaxGraphRows);
   const SampleItem* items = outputs & kTokens ? states.choices.items() : nullptr;
   States::Graph& graph = states.graphs[{rows, outputs}];
-  if (graph.workspace != workspace || graph.items != items) {
+  if (graph.workspace_moves != engine.workspace_moves || graph.items != items) {
     if (graph.exec != nullptr) cudaGraphExecDestroy(graph.exec);
     graph = {};
     graph.exec = capture(states, rows, outputs, workspace);
-    graph.workspace = workspace;
+    graph.workspace_moves = engine.workspace_moves;
     graph.items = items;
   }
   const Staging staging(states.staging.data(), states.staging_rows, V);

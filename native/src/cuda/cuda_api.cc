@@ -112,7 +112,8 @@ m4j_status run_to_end(Engine* engine, m4j_error* err, Body&& body) {
   });
 }
 
-m4j_status run_copy_bytes(Engine* engine, void* to, const void* from, int64_t bytes, int32_t direction, m4j_error* err) {
+m4j_status run_copy_bytes(Engine* engine, void* to, const void* from, int64_t bytes, int32_t direction,
+                          m4j_error* err) {
   return run_to_end(engine, err, [&] { copy_bytes(*engine, to, from, bytes, direction); });
 }
 

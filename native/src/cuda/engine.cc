@@ -61,6 +61,7 @@ DeviceInfo Engine::info() const {
 char* Engine::workspace(int64_t wanted) {
   if (wanted > workspace_.bytes()) {
     wait();
+    ++workspace_moves;
     workspace_ = DeviceBuffer();  // first, so that old and new are not held at once
     workspace_ = DeviceBuffer(wanted, "workspace", &bytes);
   }

@@ -27,6 +27,7 @@ class Engine {
 
   // Room of at least `bytes`, kept for later calls; contents are undefined. It moves when it grows.
   char* workspace(int64_t bytes);
+  int64_t workspace_moves = 0;  // so far; one that has moved may lie at an old address again
 
   int64_t bytes = 0;         // of GPU memory, of the engine and all that was made from it
   int64_t memory_bytes = 0;  // of the whole card

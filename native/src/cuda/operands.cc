@@ -51,8 +51,8 @@ void check_side(int ordinal, const char* name, const void* p, bool on_device) {
     fail(M4J_ERR_INVALID_ARGUMENT, "%s: address %p is in GPU memory, expected host memory", name, p);
   }
   if (!found && on_device) {
-    fail(M4J_ERR_INVALID_ARGUMENT, "%s: address %p is not in GPU memory, expected memory of cuda:%d as of the engine", name, p,
-         ordinal);
+    fail(M4J_ERR_INVALID_ARGUMENT, "%s: address %p is not in GPU memory, expected memory of cuda:%d as of the engine",
+         name, p, ordinal);
   }
   if (at.type == cudaMemoryTypeDevice && at.device != ordinal) {
     fail(M4J_ERR_INVALID_ARGUMENT, "%s: lies in memory of cuda:%d, expected that of cuda:%d", name, at.device, ordinal);

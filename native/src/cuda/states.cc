@@ -27,7 +27,9 @@ void States::copy(int64_t target, int64_t source) {
   model.engine.wait();
 }
 
-void States::read(int64_t i, float* host) { model.engine.transfers.download(host, slot(i), slot_bytes(), model.engine.stream); }
+void States::read(int64_t i, float* host) {
+  model.engine.transfers.download(host, slot(i), slot_bytes(), model.engine.stream);
+}
 
 void States::write(int64_t i, const float* host) {
   model.engine.transfers.upload(slot(i), host, slot_bytes(), model.engine.stream);

@@ -39,7 +39,7 @@ class States {
   // Decode steps captured so far; see advance.cc.
   struct Graph {
     cudaGraphExec_t exec = nullptr;
-    char* workspace = nullptr;  // it was captured with
+    int64_t workspace_moves = -1;  // before it was captured: a graph does not survive that its memory is freed
     const SampleItem* items = nullptr;
   };
   std::map<std::tuple<int64_t, int>, Graph> graphs;  // by rows and outputs

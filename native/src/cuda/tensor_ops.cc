@@ -43,8 +43,9 @@ Segments upload_segments(Engine& engine, const Part& part, Segment* to) {
 
 // An op along time: runs body(part, segments) for each part between loading and storing rows and states.
 template <typename Body>
-void run_parts(Engine& engine, const std::vector<Part>& parts, int64_t length, std::initializer_list<const Rows*> inputs,
-               const Rows& out, const Slots& states, Segment* segment_memory, Body&& body) {
+void run_parts(Engine& engine, const std::vector<Part>& parts, int64_t length,
+               std::initializer_list<const Rows*> inputs, const Rows& out, const Slots& states, Segment* segment_memory,
+               Body&& body) {
   for (const Part& part : parts) {
     const Segments segments = upload_segments(engine, part, segment_memory);
     if (part.begin == 0) states.load(part, engine.stream);
@@ -233,12 +234,14 @@ void run(Engine& engine, const m4j_causal_conv1d_args& a) {
 }
 
 void run(Engine& engine, const m4j_rms_norm_args& a) {
-  check_memory(engine.ordinal(), {{"args.x", a.x}, {"args.gate", a.gate}, {"args.weight", a.weight}, {"args.out", a.out}});
+  check_memory(engine.ordinal(),
+               {{"args.x", a.x}, {"args.gate", a.gate}, {"args.weight", a.weight}, {"args.out", a.out}});
   Rows x(a.x, Rows::kNone, 0, Rows::kNone, 1), gate(a.gate, Rows::kNone, 0, Rows::kNone, 1),
       out(a.out, Rows::kNone, 0, Rows::kNone, 1);
   Parameter weight(a.weight, {0});
-  const std::vector<Part> parts = cut(1, a.x.shape[0], x.packed_row_bytes() + gate.packed_row_bytes() + out.packed_row_bytes(),
-                                      std::max<int64_t>(kMostBlocks / a.n_groups, 1));
+  const std::vector<Part> parts =
+      cut(1, a.x.shape[0], x.packed_row_bytes() + gate.packed_row_bytes() + out.packed_row_bytes(),
+          std::max<int64_t>(kMostBlocks / a.n_groups, 1));
   carve_workspace(engine, [&](Carver& carver) {
     for (Rows* rows : {&x, &gate, &out}) rows->take(carver, largest(parts));
     weight.take(carver);
@@ -266,7 +269,8 @@ void run(Engine& engine, const m4j_rms_norm_args& a) {
 
 // In the type of x where the weight has it or is quantised, else in float32, to which either is widened.
 void run(Engine& engine, const m4j_linear_args& a) {
-  check_memory(engine.ordinal(), {{"args.x", a.x}, {"args.weight", a.weight}, {"args.bias", a.bias}, {"args.out", a.out}});
+  check_memory(engine.ordinal(),
+               {{"args.x", a.x}, {"args.weight", a.weight}, {"args.bias", a.bias}, {"args.out", a.out}});
   const auto x_type = static_cast<DType>(a.x.dtype), stored = static_cast<DType>(a.weight.dtype);
   const bool quantised = is_quantised(stored);
   const DType type = quantised || stored == x_type ? x_type : DType::kF32;
@@ -283,7 +287,10 @@ void run(Engine& engine, const m4j_linear_args& a) {
   Parameter bias(a.bias, {0});
   const bool weight_in_place = stored == type && columns == in && (out_dim == 1 || a.weight.strides[0] == in) &&
                                is_aligned(a.weight.data);
-  DeviceMatrix weight{.dtype = keeps_codes ? DType::kQ8_0 : type, .data = a.weight.data, .scales = nullptr, .rows = out_dim,
+  DeviceMatrix weight{.dtype = keeps_codes ? DType::kQ8_0 : type,
+                      .data = a.weight.data,
+                      .scales = nullptr,
+                      .rows = out_dim,
                       .columns = columns};
 
   const std::vector<Part> parts = cut(1, rows, x.packed_row_bytes() + out.packed_row_bytes(), kLinearRows);

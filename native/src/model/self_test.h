@@ -1,4 +1,4 @@
-// Tiny models through the whole forward pass of a GPU, prefill and decode step, against the scalar reference.
+// Tiny models through the forward pass and the decode step of a GPU, against the scalar reference.
 #pragma once
 
 #include <memory>

@@ -13,10 +13,11 @@ namespace {
 // Passed alike: two pointers, or two numbers of one size in the same kind of register.
 template <typename Ours, typename Theirs>
 constexpr bool kSameArgument =
-    std::is_pointer_v<Ours>
-        ? std::is_pointer_v<Theirs>
-        : sizeof(Ours) == sizeof(Theirs) && std::is_floating_point_v<Ours> == std::is_floating_point_v<Theirs> &&
-              (std::is_arithmetic_v<Ours> || std::is_enum_v<Ours>) && (std::is_arithmetic_v<Theirs> || std::is_enum_v<Theirs>);
+    std::is_pointer_v<Ours> ? std::is_pointer_v<Theirs>
+                            : sizeof(Ours) == sizeof(Theirs) &&
+                                  std::is_floating_point_v<Ours> == std::is_floating_point_v<Theirs> &&
+                                  (std::is_arithmetic_v<Ours> || std::is_enum_v<Ours>) &&
+                                  (std::is_arithmetic_v<Theirs> || std::is_enum_v<Theirs>);
 
 template <typename Ours, typename Theirs>
 struct SameFunction : std::false_type {};
@@ -55,7 +56,8 @@ static_assert(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES == CublasLt::kPrefMinAl
 
 using Ours = CublasLt::HeuristicResult;
 using Theirs = cublasLtMatmulHeuristicResult_t;
-static_assert(sizeof(CublasLt::Algo) == sizeof(cublasLtMatmulAlgo_t) && alignof(CublasLt::Algo) == alignof(cublasLtMatmulAlgo_t));
+static_assert(sizeof(CublasLt::Algo) == sizeof(cublasLtMatmulAlgo_t) &&
+              alignof(CublasLt::Algo) == alignof(cublasLtMatmulAlgo_t));
 static_assert(sizeof(Ours) == sizeof(Theirs) && alignof(Ours) == alignof(Theirs));
 static_assert(offsetof(Ours, algo) == offsetof(Theirs, algo));
 static_assert(offsetof(Ours, workspace_bytes) == offsetof(Theirs, workspaceSize) &&

@@ -110,6 +110,16 @@ TEST_P(CudaModel, RunsRepeat) {
   EXPECT_EQ(read_state(gpu.states, a, tiny), read_state(gpu.states, b, tiny));
 }
 
+// The workspace grows after a step has been captured as a graph, perhaps at its old address.
+TEST_P(CudaModel, StepsBetweenLongerAndLongerPrompts) {
+  Side cpu(make_engine(), tiny), gpu(make_gpu_engine(), tiny);
+  const m4j_slot cpu_slot = take(cpu.states), gpu_slot = take(gpu.states);
+  for (const int64_t length : {1, 30, 1, 300, 1, 5000, 1}) {
+    const std::vector<Tokens> input = sequences({length});
+    expect_near(advance(gpu.states, {gpu_slot}, input, V)[0], advance(cpu.states, {cpu_slot}, input, V)[0]);
+  }
+}
+
 // Copies, resets and snapshots; a snapshot from the CPU goes on on the GPU.
 TEST_P(CudaModel, StatesMove) {
   Side cpu(make_engine(), tiny), gpu(make_gpu_engine(), tiny);

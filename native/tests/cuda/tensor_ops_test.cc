@@ -40,7 +40,8 @@ BufferPtr make_buffer(const EnginePtr& engine, int64_t bytes) {
 
 void copy_bytes(const EnginePtr& engine, void* to, const void* from, size_t bytes, int32_t direction) {
   m4j_error err{};
-  EXPECT_EQ(m4j_copy_bytes(engine.get(), to, from, static_cast<int64_t>(bytes), direction, &err), M4J_OK) << err.message;
+  EXPECT_EQ(m4j_copy_bytes(engine.get(), to, from, static_cast<int64_t>(bytes), direction, &err), M4J_OK)
+      << err.message;
 }
 
 // A tensor laid out as a Strided one, in the memory of an engine and in any float type. Absent without a shape.
@@ -54,8 +55,8 @@ class OnDevice {
     std::vector<unsigned char> bytes(storage.size() * static_cast<size_t>(element_));
     for (size_t i = 0; i < storage.size(); ++i) {
       const uint16_t half = dtype == M4J_F16 ? f32_to_f16(storage[i]) : f32_to_bf16(storage[i]);
-      std::memcpy(&bytes[i * static_cast<size_t>(element_)], dtype == M4J_F32 ? static_cast<const void*>(&storage[i]) : &half,
-                  static_cast<size_t>(element_));
+      std::memcpy(&bytes[i * static_cast<size_t>(element_)],
+                  dtype == M4J_F32 ? static_cast<const void*>(&storage[i]) : &half, static_cast<size_t>(element_));
     }
     buffer_ = make_buffer(engine, static_cast<int64_t>(bytes.size()));
     copy_bytes(engine, m4j_buffer_data(buffer_.get()), bytes.data(), bytes.size(), M4J_TO_DEVICE);
@@ -142,9 +143,10 @@ TEST_F(CudaTensorOps, SelectiveScan) {
       const auto act = [&](const std::vector<int64_t>& shape, const std::vector<float>& v) {
         return OnDevice(engine, shape, rounded(v, rounding), order, dtype);
       };
-      const OnDevice us = act({s.B, s.E, s.L}, u), deltas = act({s.B, s.E, s.L}, delta), Bs = act({s.B, s.G, s.N, s.L}, B),
-                     Cs = act({s.B, s.G, s.N, s.L}, C), out(engine, {s.B, s.E, s.L}, {}, order, dtype),
-                     As(engine, {s.E, s.N}, A, order), last(engine, {s.B, s.E, s.N}, {}, order);
+      const OnDevice us = act({s.B, s.E, s.L}, u), deltas = act({s.B, s.E, s.L}, delta),
+                     Bs = act({s.B, s.G, s.N, s.L}, B), Cs = act({s.B, s.G, s.N, s.L}, C),
+                     out(engine, {s.B, s.E, s.L}, {}, order, dtype), As(engine, {s.E, s.N}, A, order),
+                     last(engine, {s.B, s.E, s.N}, {}, order);
       OnDevice Ds, zs, biases, initial;
       if (s.options) {
         Ds = OnDevice(engine, {s.E}, D, order);
@@ -168,16 +170,18 @@ TEST_F(CudaTensorOps, Ssd) {
   for (const Shape& s : {Shape{2, 70, 6, 20, 3, 24}, Shape{1, 600, 4, 64, 2, 128}, Shape{3, 3, 2, 16, 1, 33},
                          Shape{1, 9, 2, 8, 1, 300}}) {
     SCOPED_TRACE("L " + std::to_string(s.L));
-    const auto x = random.normal(s.B * s.L * s.H * s.P), dt = random.normal(s.B * s.L * s.H), A = random.uniform(s.H, -4, -0.1f),
-               B = random.normal(s.B * s.L * s.G * s.N), C = random.normal(s.B * s.L * s.G * s.N), D = random.normal(s.H),
-               bias = random.normal(s.H), state = random.normal(s.B * s.H * s.P * s.N);
+    const auto x = random.normal(s.B * s.L * s.H * s.P), dt = random.normal(s.B * s.L * s.H),
+               A = random.uniform(s.H, -4, -0.1f), B = random.normal(s.B * s.L * s.G * s.N),
+               C = random.normal(s.B * s.L * s.G * s.N), D = random.normal(s.H), bias = random.normal(s.H),
+               state = random.normal(s.B * s.H * s.P * s.N);
     expect_like_cpu([&](const EnginePtr& engine, Order order, int32_t rounding, int32_t dtype) {
       const auto act = [&](const std::vector<int64_t>& shape, const std::vector<float>& v) {
         return OnDevice(engine, shape, rounded(v, rounding), order, dtype);
       };
-      const OnDevice xs = act({s.B, s.L, s.H, s.P}, x), dts = act({s.B, s.L, s.H}, dt), Bs = act({s.B, s.L, s.G, s.N}, B),
-                     Cs = act({s.B, s.L, s.G, s.N}, C), out(engine, {s.B, s.L, s.H, s.P}, {}, order, dtype),
-                     As(engine, {s.H}, A, order), Ds(engine, {s.H}, D, order), biases(engine, {s.H}, bias, order),
+      const OnDevice xs = act({s.B, s.L, s.H, s.P}, x), dts = act({s.B, s.L, s.H}, dt),
+                     Bs = act({s.B, s.L, s.G, s.N}, B), Cs = act({s.B, s.L, s.G, s.N}, C),
+                     out(engine, {s.B, s.L, s.H, s.P}, {}, order, dtype), As(engine, {s.H}, A, order),
+                     Ds(engine, {s.H}, D, order), biases(engine, {s.H}, bias, order),
                      states(engine, {s.B, s.H, s.P, s.N}, state, order);
       m4j_ssd_args args = {sizeof args, 1, 0, 64, 0, INFINITY, xs.tensor(), dts.tensor(), As.tensor(), Bs.tensor(),
                            Cs.tensor(), Ds.tensor(), biases.tensor(), states.tensor(), out.tensor(), states.tensor()};
@@ -207,8 +211,8 @@ TEST_F(CudaTensorOps, CausalConv1d) {
       return K > 1 ? joined(out.values(), last.values()) : out.values();
     });
   }
-  const OnDevice x(gpu, {1, 2, 3}, random.normal(6), Order::kRowMajor), weight(gpu, {3, 9}, random.normal(27), Order::kRowMajor),
-      out(gpu, {1, 2, 3}, {}, Order::kRowMajor);
+  const OnDevice x(gpu, {1, 2, 3}, random.normal(6), Order::kRowMajor),
+      weight(gpu, {3, 9}, random.normal(27), Order::kRowMajor), out(gpu, {1, 2, 3}, {}, Order::kRowMajor);
   const m4j_causal_conv1d_args args = {sizeof args, 1, 0, x.tensor(), weight.tensor(), {}, {}, out.tensor(), {}};
   expect_error(m4j_causal_conv1d(gpu.get(), &args, &err), M4J_ERR_UNSUPPORTED, {"args.weight", "9 taps"});
 }
@@ -262,7 +266,8 @@ TEST_P(CudaTensorLinear, EverySizeAndType) {
         std::vector<unsigned char> bytes(static_cast<size_t>(dtype_bytes(dtype_of(stored), out_dim * in)));
         const m4j_tensor plain{const_cast<float*>(weight.data()), M4J_F32, 2, {out_dim, in}, {in, 1}};
         m4j_tensor host{bytes.data(), stored, 2, {out_dim, in}, {in, 1}};
-        ASSERT_EQ(quantised ? m4j_quantize(gpu.get(), &plain, &host, &err) : m4j_copy(cpu.get(), &plain, &host, &err), M4J_OK)
+        ASSERT_EQ(quantised ? m4j_quantize(gpu.get(), &plain, &host, &err) : m4j_copy(cpu.get(), &plain, &host, &err),
+                  M4J_OK)
             << err.message;
         const BufferPtr memory = make_buffer(gpu, static_cast<int64_t>(bytes.size()));
         copy_bytes(gpu, m4j_buffer_data(memory.get()), bytes.data(), bytes.size(), M4J_TO_DEVICE);
@@ -270,14 +275,16 @@ TEST_P(CudaTensorLinear, EverySizeAndType) {
         there.data = m4j_buffer_data(memory.get());
         for (const int32_t dtype : kDTypes) {
           for (const int32_t out_dtype : {dtype, int32_t{M4J_F32}}) {
-            SCOPED_TRACE("in " + std::to_string(in) + ", out " + std::to_string(out_dim) + ", rows " + std::to_string(rows) +
-                         ", x " + std::to_string(dtype) + ", result " + std::to_string(out_dtype));
+            SCOPED_TRACE("in " + std::to_string(in) + ", out " + std::to_string(out_dim) + ", rows " +
+                         std::to_string(rows) + ", x " + std::to_string(dtype) + ", result " +
+                         std::to_string(out_dtype));
             const OnDevice cpu_x(cpu, {rows, in}, rounded(x, dtype), Order::kRowMajor),
                 cpu_bias(cpu, {out_dim}, bias, Order::kRowMajor), expected(cpu, {rows, out_dim}, {}, Order::kRowMajor);
             m4j_linear_args args = {sizeof args, cpu_x.tensor(), host, cpu_bias.tensor(), expected.tensor()};
             ASSERT_EQ(m4j_linear(cpu.get(), &args, &err), M4J_OK) << err.message;
             const OnDevice gpu_x(gpu, {rows, in}, rounded(x, dtype), Order::kRowMajor, dtype),
-                gpu_bias(gpu, {out_dim}, bias, Order::kGaps), actual(gpu, {rows, out_dim}, {}, Order::kRowMajor, out_dtype);
+                gpu_bias(gpu, {out_dim}, bias, Order::kGaps),
+                actual(gpu, {rows, out_dim}, {}, Order::kRowMajor, out_dtype);
             args = {sizeof args, gpu_x.tensor(), there, gpu_bias.tensor(), actual.tensor()};
             ASSERT_EQ(m4j_linear(gpu.get(), &args, &err), M4J_OK) << err.message;
             const auto values = expected.values();
@@ -301,7 +308,8 @@ TEST_F(CudaTensorOps, EmbeddingOfEveryType) {
     std::vector<unsigned char> bytes(static_cast<size_t>(dtype_bytes(dtype_of(stored), V * D)));
     const m4j_tensor plain{const_cast<float*>(values.data()), M4J_F32, 2, {V, D}, {D, 1}};
     m4j_tensor table{bytes.data(), stored, 2, {V, D}, {D, 1}};
-    ASSERT_EQ(quantised ? m4j_quantize(cpu.get(), &plain, &table, &err) : m4j_copy(cpu.get(), &plain, &table, &err), M4J_OK);
+    ASSERT_EQ(quantised ? m4j_quantize(cpu.get(), &plain, &table, &err) : m4j_copy(cpu.get(), &plain, &table, &err),
+              M4J_OK);
     const OnDevice expected(cpu, {count, D}, {}, Order::kRowMajor), actual(gpu, {count, D}, {}, Order::kRowMajor);
     m4j_tensor out = expected.tensor();
     ASSERT_EQ(m4j_embedding(cpu.get(), &table, ids.data(), count, &out, &err), M4J_OK) << err.message;
@@ -315,7 +323,8 @@ TEST_F(CudaTensorOps, EmbeddingOfEveryType) {
 }
 
 TEST_F(CudaTensorOps, CopyTakesAnyStridesAndTypes) {
-  for (const std::vector<int64_t>& shape : {std::vector<int64_t>{7}, {3, 50}, {2, 33, 71}, {3, 1, 40, 35}, {2, 3, 4, 5}}) {
+  for (const std::vector<int64_t>& shape :
+       {std::vector<int64_t>{7}, {3, 50}, {2, 33, 71}, {3, 1, 40, 35}, {2, 3, 4, 5}}) {
     int64_t size = 1;
     for (const int64_t d : shape) size *= d;
     const auto values = random.normal(size);
@@ -352,21 +361,28 @@ TEST_F(CudaTensorOps, CopyBytesInEveryDirection) {
 // More than is packed at once: the rows of the ABI, which have to be turned, give what rows that lie right give.
 TEST_F(CudaTensorOps, LargeTensorsAreCutAlongTime) {
   constexpr int64_t E = 512, L = 45000, N = 16;
-  const BufferPtr memory = make_buffer(gpu, 5 * E * L * 4), small = make_buffer(gpu, (2 * L * N + E * N + 2 * E * N) * 4);
+  const BufferPtr memory = make_buffer(gpu, 5 * E * L * 4),
+                  small = make_buffer(gpu, (2 * L * N + E * N + 2 * E * N) * 4);
   auto* base = static_cast<float*>(m4j_buffer_data(memory.get()));
   auto* rest = static_cast<float*>(m4j_buffer_data(small.get()));
   const auto values = random.normal(2 * E * L), bc = random.normal(2 * L * N), A = random.uniform(E * N, -4, -0.01f);
   copy_bytes(gpu, base, values.data(), values.size() * 4, M4J_TO_DEVICE);
   copy_bytes(gpu, rest, bc.data(), bc.size() * 4, M4J_TO_DEVICE);
   copy_bytes(gpu, rest + 2 * L * N, A.data(), A.size() * 4, M4J_TO_DEVICE);
-  const auto by_time = [&](float* p) { return m4j_tensor{p, M4J_F32, 3, {1, E, L}, {E * L, 1, E}}; };  // as kernels want it
+  const auto by_time = [&](float* p) {
+    return m4j_tensor{p, M4J_F32, 3, {1, E, L}, {E * L, 1, E}};
+  };  // as kernels want it
   const auto by_channel = [&](float* p) { return m4j_tensor{p, M4J_F32, 3, {1, E, L}, {E * L, L, 1}}; };
   const auto u = by_time(base), delta = by_time(base + E * L), turned = by_channel(base + 2 * E * L);
   ASSERT_EQ(m4j_copy(gpu.get(), &u, &turned, &err), M4J_OK) << err.message;
-  const m4j_tensor B{rest, M4J_F32, 4, {1, 1, N, L}, {N * L, N * L, L, 1}}, C{rest + L * N, M4J_F32, 4, {1, 1, N, L}, {N * L, N * L, L, 1}},
+  const m4j_tensor B{rest, M4J_F32, 4, {1, 1, N, L}, {N * L, N * L, L, 1}},
+      C{rest + L * N, M4J_F32, 4, {1, 1, N, L}, {N * L, N * L, L, 1}},
       states_A{rest + 2 * L * N, M4J_F32, 2, {E, N}, {N, 1}};
-  const auto state = [&](int64_t i) { return m4j_tensor{rest + 2 * L * N + (1 + i) * E * N, M4J_F32, 3, {1, E, N}, {E * N, N, 1}}; };
-  m4j_selective_scan_args args = {sizeof args, 1, 0, u, delta, states_A, B, C, {}, {}, {}, {}, by_time(base + 3 * E * L), state(0)};
+  const auto state = [&](int64_t i) {
+    return m4j_tensor{rest + 2 * L * N + (1 + i) * E * N, M4J_F32, 3, {1, E, N}, {E * N, N, 1}};
+  };
+  m4j_selective_scan_args args = {
+      sizeof args, 1, 0, u, delta, states_A, B, C, {}, {}, {}, {}, by_time(base + 3 * E * L), state(0)};
   ASSERT_EQ(m4j_selective_scan(gpu.get(), &args, &err), M4J_OK) << err.message;
   args.u = turned;
   args.out = by_channel(base + 4 * E * L);
@@ -387,7 +403,8 @@ TEST_F(CudaTensorOps, MemoryOfTheWrongPlaceIsRefused) {
   const OnDevice here(gpu, {3, 4}, values, Order::kRowMajor), out(gpu, {3, 4}, {}, Order::kRowMajor);
   const Strided host({3, 4}, values, Order::kRowMajor);
   m4j_tensor x = host.tensor(), target = out.tensor();
-  expect_error(m4j_softmax(gpu.get(), &x, &target, &err), M4J_ERR_INVALID_ARGUMENT, {"x", "not in GPU memory", "cuda:0"});
+  expect_error(m4j_softmax(gpu.get(), &x, &target, &err), M4J_ERR_INVALID_ARGUMENT,
+               {"x", "not in GPU memory", "cuda:0"});
   x = here.tensor();
   target = host.tensor();
   expect_error(m4j_softmax(gpu.get(), &x, &target, &err), M4J_ERR_INVALID_ARGUMENT, {"out", "not in GPU memory"});
@@ -403,9 +420,11 @@ TEST_F(CudaTensorOps, MemoryOfTheWrongPlaceIsRefused) {
   };
   void* there = out.tensor().data;
   expect_error(copy(there, bytes.data(), M4J_ON_DEVICE), M4J_ERR_INVALID_ARGUMENT, {"from", "not in GPU memory"});
-  expect_error(copy(there, here.tensor().data, M4J_TO_DEVICE), M4J_ERR_INVALID_ARGUMENT, {"from", "expected host memory"});
+  expect_error(copy(there, here.tensor().data, M4J_TO_DEVICE), M4J_ERR_INVALID_ARGUMENT,
+               {"from", "expected host memory"});
   expect_error(copy(there, here.tensor().data, M4J_TO_HOST), M4J_ERR_INVALID_ARGUMENT, {"to", "expected host memory"});
-  expect_error(copy(there, reinterpret_cast<void*>(4096), M4J_ON_DEVICE), M4J_ERR_INVALID_ARGUMENT, {"from", "not in GPU"});
+  expect_error(copy(there, reinterpret_cast<void*>(4096), M4J_ON_DEVICE), M4J_ERR_INVALID_ARGUMENT,
+               {"from", "not in GPU"});
   EXPECT_EQ(here.values(), values);
 }
 
@@ -434,8 +453,8 @@ TEST_F(CudaTensorOps, CallsInAQueueComputeWhatTheyWouldAlone) {
   std::vector<m4j_slot> twins;
   for (const int64_t length : {1, 300, 1, 5000, 17}) {
     twins.push_back(take(states));
-    batches.emplace_back(std::vector<m4j_slot>{take(states)}, std::vector<Tokens>{random.ids(length, static_cast<int32_t>(V))},
-                         M4J_LOGITS_ALL, V);
+    batches.emplace_back(std::vector<m4j_slot>{take(states)},
+                         std::vector<Tokens>{random.ids(length, static_cast<int32_t>(V))}, M4J_LOGITS_ALL, V);
   }
   for (size_t i = 0; i < batches.size(); ++i) {
     ASSERT_EQ(m4j_queue_advance(queue, states.get(), batches[i].args(), i, &err), M4J_OK) << err.message;
@@ -448,6 +467,19 @@ TEST_F(CudaTensorOps, CallsInAQueueComputeWhatTheyWouldAlone) {
     EXPECT_EQ(batches[i].logits, advance(states, {twins[i]}, {batches[i].tokens}, V)[0]);
   }
   m4j_queue_release(queue);
+}
+
+TEST_F(CudaTensorOps, TheSelfTestRunsOnceAProcess) {
+  std::string log;  // the fixture's engine was the first
+  m4j_engine_options options{};
+  options.struct_size = sizeof options;
+  options.device = M4J_DEVICE_CUDA;
+  options.log = [](void* user, int32_t, const char* message) { *static_cast<std::string*>(user) += message; };
+  options.log_user = &log;
+  m4j_engine* engine = nullptr;
+  ASSERT_EQ(m4j_engine_create(&options, &engine, &err), M4J_OK) << err.message;
+  m4j_engine_release(engine);
+  EXPECT_NE(log.find("self-test 0 ms"), std::string::npos) << log;
 }
 
 }  // namespace

@@ -95,7 +95,8 @@ void copy(const Array& x, const Array& out, cudaStream_t stream) {
   with_element_type(x.dtype, [&]<typename From>(From) {
     with_element_type(out.dtype, [&]<typename To>(To) {
       if (transposed) {
-        const int64_t tiles = plan.shape[0] * plan.shape[1] * ceil_div(plan.shape[2], kTile) * ceil_div(plan.shape[3], kTile);
+        const int64_t tiles =
+            plan.shape[0] * plan.shape[1] * ceil_div(plan.shape[2], kTile) * ceil_div(plan.shape[3], kTile);
         const auto grid = static_cast<unsigned>(std::min(tiles, kMostBlocks));
         transpose_kernel<From, To><<<grid, dim3(kTile, kTileRows), 0, stream>>>(plan, tiles);
         return;

@@ -130,8 +130,8 @@ public final class Batch implements AutoCloseable {
 
   /**
    * Feeds all sessions as {@link #advance} does, without waiting: the future completes once all have advanced and the
-   * batch has their {@link #logits(int)}, or with the exception that {@code advance} would have thrown while it computed.
-   * Until then the batch and its sessions are in use, as in {@link Session#advanceAsync}.
+   * batch has their {@link #logits(int)}, or with the exception that {@code advance} would have thrown while it
+   * computed. Until then the batch and its sessions are in use, as in {@link Session#advanceAsync}.
    */
   public CompletableFuture<Void> advanceAsync() {
     handle.gate.enterAlone();

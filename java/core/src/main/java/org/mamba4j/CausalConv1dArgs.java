@@ -2,7 +2,7 @@ package org.mamba4j;
 
 /**
  * Arguments of {@link Ops#causalConv1d}. B batch, L length, C channels, K width. All tensors are F32 and may be
- * strided. Immutable.
+ * strided; on a GPU the activations may be F16 or BF16, see {@link Ops}. Immutable.
  *
  * @param x [B, L, C]
  * @param weight [C, K]

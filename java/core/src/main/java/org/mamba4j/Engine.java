@@ -134,6 +134,11 @@ public final class Engine implements AutoCloseable {
     handle.close();
   }
 
+  /** Throws {@link IllegalStateException} once closed. */
+  void checkOpen() {
+    handle.gate.checkOpen();
+  }
+
   /** Begins a native call on {@link #pointer()}; throws {@link IllegalStateException} once closed. */
   void enter() {
     handle.gate.enter();

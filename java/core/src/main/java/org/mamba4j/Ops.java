@@ -26,8 +26,8 @@ import org.mamba4j.internal.Status;
  * The operations that the models are made of, on tensors of the caller, in memory of the engine's device. Each returns
  * its output, once it is there: the one given, or a new tensor in GC-managed memory.
  *
- * <p>On the CPU tensors are F32 unless that is said, strided views are taken as they are, and nothing is copied. On a GPU
- * the activations of a call may be F16 or BF16 instead, all of one type, which a new output has too; weights,
+ * <p>On the CPU tensors are F32 unless that is said, strided views are taken as they are, and nothing is copied. On a
+ * GPU the activations of a call may be F16 or BF16 instead, all of one type, which a new output has too; weights,
  * states, windows and biases are F32 as on the CPU. Views whose rows a kernel cannot take as they lie are packed on the
  * way, in parts of bounded size. Limits there: 256 states in a selective scan, 8 taps in a convolution.
  *
@@ -191,8 +191,8 @@ public final class Ops {
 
   /**
    * Quantises {@code weights} [rows, n] (F32, F16 or BF16, contiguous, n a multiple of 32) into {@code out} [rows, n],
-   * {@link DType#Q8_0} or {@link DType#Q4_0}: scales for the least squared error of each block. Both are in host memory,
-   * whatever the engine's device: its threads prepare what models are made from. Returns out.
+   * {@link DType#Q8_0} or {@link DType#Q4_0}: scales for the least squared error of each block. Both are in host
+   * memory, whatever the engine's device: its threads prepare what models are made from. Returns out.
    */
   public static Tensor quantize(Engine engine, Tensor weights, Tensor out) {
     return call(

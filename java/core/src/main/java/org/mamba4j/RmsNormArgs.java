@@ -1,7 +1,8 @@
 package org.mamba4j;
 
 /**
- * Arguments of {@link Ops#rmsNorm}. All tensors are F32 and may be strided. Immutable.
+ * Arguments of {@link Ops#rmsNorm}. All tensors are F32 and may be strided; on a GPU the activations may be F16 or
+ * BF16, see {@link Ops}. Immutable.
  *
  * @param x [rows, D]
  * @param gate [rows, D]: the input is x * silu(gate); null for none

@@ -1,8 +1,8 @@
 package org.mamba4j;
 
 /**
- * Arguments of {@link Ops#selectiveScan}. B batch, L length, E channels (d_inner), N d_state, G groups. All tensors are
- * F32 and may be strided. Immutable.
+ * Arguments of {@link Ops#selectiveScan}. B batch, L length, E channels (d_inner), N d_state, G groups. All tensors
+ * are F32 and may be strided; on a GPU the activations may be F16 or BF16, see {@link Ops}. Immutable.
  *
  * @param u [B, E, L]
  * @param delta [B, E, L]

@@ -127,8 +127,8 @@ public final class Session implements AutoCloseable {
    * Feeds one or more tokens as {@link #advance(int...)} does, without waiting: the future completes once the session
    * has advanced and has its {@link #logits}, or with the exception that {@code advance} would have thrown while it
    * computed. Wrong arguments and a session in use are thrown from here. Until the future completes every other call on
-   * the session throws {@link IllegalStateException} but {@link #close}, which waits. Calls on one engine compute in the
-   * order in which they were submitted; cancelling the future does not stop one. What depends on the future runs in a
+   * the session throws {@link IllegalStateException} but {@link #close}, which waits. Calls on one engine compute in
+   * the order in which they were submitted; cancelling the future does not stop one. What depends on the future runs in a
    * virtual thread.
    */
   public CompletableFuture<Void> advanceAsync(int... tokens) {

@@ -2,7 +2,7 @@ package org.mamba4j;
 
 /**
  * Arguments of {@link Ops#ssd}. B batch, L length, H heads, P headdim, N d_state, G groups. All tensors are F32 and
- * may be strided. Immutable.
+ * may be strided; on a GPU the activations may be F16 or BF16, see {@link Ops}. Immutable.
  *
  * @param x [B, L, H, P]
  * @param dt [B, L, H]

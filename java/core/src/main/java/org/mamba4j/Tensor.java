@@ -72,6 +72,7 @@ public final class Tensor {
    *     that exists stays usable
    */
   public static Tensor allocate(Arena arena, Engine engine, DType dtype, long... shape) {
+    engine.checkOpen();
     if (!engine.device().isCuda()) {
       return OffHeap.allocate(arena, "tensor", dtype, shape);
     }
@@ -280,8 +281,8 @@ public final class Tensor {
 
   /**
    * Copies the elements of {@code source}, which has the same shape. The same element type is copied bit by bit; other
-   * types are converted through float, and this tensor must then be a floating-point one. For GPU memory there is {@link
-   * Ops#copy}.
+   * types are converted through float, and this tensor must then be a floating-point one. For GPU memory there is
+   * {@link Ops#copy}.
    */
   public void copyFrom(Tensor source) {
     if (!Arrays.equals(shape, source.shape)) {

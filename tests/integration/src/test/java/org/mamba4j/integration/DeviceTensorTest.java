@@ -269,7 +269,8 @@ class DeviceTensorTest {
       assertThrows(IllegalStateException.class, () -> Tensor.allocate(own, second, DType.F32, 10));
     }
     assertEquals(heldBefore, engine.deviceBytes());
-    assertThrows(IllegalStateException.class, () -> Ops.softmax(engine, closed.reshape(10, 100)));
+    Tensor rows = closed.reshape(10, 100);
+    assertThrows(IllegalStateException.class, () -> Ops.softmax(engine, rows, rows));
     assertThrows(IllegalStateException.class, () -> closed.toHost(engine, arena));
     assertThrows(IllegalStateException.class, () -> Tensor.allocate(closedArena(), engine, DType.F32, 10));
     assertEquals(heldBefore, engine.deviceBytes());
