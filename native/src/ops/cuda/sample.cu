@@ -212,7 +212,8 @@ class Row {
       const unsigned counted = __ballot_sync(~0u, bin >= 0);
       if (counted == 0) return;
       const int leader = __ffs(static_cast<int>(counted)) - 1;
-      const bool with_leader = bin >= 0 && bin == __shfl_sync(~0u, bin, leader);
+      const int bin_of_leader = __shfl_sync(~0u, bin, leader);
+      const bool with_leader = bin == bin_of_leader;
       const int crowd = __popc(__ballot_sync(~0u, with_leader));
       if (crowd < kCrowd) {
         if (bin >= 0) add_to_bin(bin, 1, t.weight);
