@@ -63,13 +63,16 @@ check() {
 
 # Cases in processes of their own: after an illegal access a process cannot use its GPU any more.
 native_cases() {
-  local failed=0
+  local failed=0 cases
   "$here/bin/mamba4j_cuda_test" --gtest_list_tests |
     awk '/^[^ ]/ { suite = $1 } /^ / { print suite $1 }' >"$logs/cases"
-  # shellcheck disable=SC2016 # the inner shell expands it
-  xargs -a "$logs/cases" -P 8 -I{} sh -c \
-    'timeout 120 "$0" --gtest_brief=1 --gtest_filter="{}" >/dev/null 2>&1 && echo "ok {}" || echo "FAILED {}"' \
-    "$here/bin/mamba4j_cuda_test" >"$logs/results"
+  # Those that fill the card run when the others are done.
+  for cases in "$(grep -v OutOfMemory "$logs/cases")" "$(grep OutOfMemory "$logs/cases")"; do
+    # shellcheck disable=SC2016 # the inner shell expands it
+    xargs -P 8 -I{} sh -c \
+      'timeout 120 "$0" --gtest_brief=1 --gtest_filter="{}" >/dev/null 2>&1 && echo "ok {}" || echo "FAILED {}"' \
+      "$here/bin/mamba4j_cuda_test" <<<"$cases"
+  done >"$logs/results"
   printf '%d of %d cases passed\n' "$(grep -c ^ok "$logs/results")" "$(wc -l <"$logs/results")"
   grep ^FAILED "$logs/results" && failed=1
   return $failed

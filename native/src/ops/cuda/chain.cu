@@ -11,10 +11,24 @@ int device_attribute(cudaDeviceAttr which) {
   return value;
 }
 
+namespace {
+
+// Kernels compiled for older architectures than that of the device hold no waits. All are compiled for the same ones.
+bool can_wait(const void* kernel) {
+  static const bool compiled = [&] {
+    cudaFuncAttributes attributes;
+    check(cudaFuncGetAttributes(&attributes, kernel), "cudaFuncGetAttributes");
+    return attributes.ptxVersion >= 90;
+  }();
+  return compiled && device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
+}
+
+}  // namespace
+
 void launch_kernel(const char* what, const void* kernel, const LaunchShape& shape, cudaStream_t stream, void** args) {
   cudaLaunchAttribute attributes[2];
   unsigned count = 0;
-  if (shape.chained && device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9) {
+  if (shape.chained && can_wait(kernel)) {
     attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[count++].val.programmaticStreamSerializationAllowed = 1;
   }

@@ -14,8 +14,8 @@
 
 namespace m4j::cuda {
 
-// Called by every thread, the first once all others have, or as good as, and the second before the thread touches what
-// other kernels of the pass write, or writes what they read.
+// Called in this order, early, by all blocks that may be the last to end: the second before a thread reads what other
+// kernels of the pass write, or writes what they read.
 __device__ inline void let_next_start() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

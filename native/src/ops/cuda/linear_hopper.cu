@@ -18,7 +18,7 @@ constexpr int kColumns = 64;  // of a step: 128 bytes of each row, a panel of wg
 constexpr unsigned kMaxSplits = 8;
 constexpr int64_t kFewestSteps = 4;  // of a block
 // Beyond so many tokens cuBLASLt wins, unless the matrix has so few rows that it leaves multiprocessors idle.
-constexpr int64_t kMostTokens = 128, kFewRows = 256, kMostTokensOfFewRows = 1024;
+constexpr int64_t kMostTokens = 64, kFewRows = 256, kMostTokensOfFewRows = 1024;
 
 // A block computes 64 kGroups rows of weight times kTokens rows of x, each group of four warps 64 of the rows; one more
 // warp fetches. The sum over the columns is divided among the blocks of a cluster, which add their parts in the order of
@@ -199,19 +199,6 @@ CUtensorMap tensor_map(Encode encode, DType dtype, const void* matrix, int64_t r
   return map;
 }
 
-struct Division {
-  int64_t row_tiles, tiles, splits;
-  int64_t blocks() const { return tiles * splits; }
-};
-
-// Into at most `room` blocks, which run at once. Clusters of other sizes than powers of two leave multiprocessors idle.
-Division divide(const LinearArgs& a, int rows, int tokens, int64_t room) {
-  const int64_t row_tiles = ceil_div(a.weight.rows, rows), steps = ceil_div(a.weight.columns, kColumns);
-  Division d = {row_tiles, row_tiles * ceil_div(a.tokens, tokens), 1};
-  while (2 * d.blocks() <= room && 2 * d.splits <= kMaxSplits && 2 * d.splits * kFewestSteps <= steps) d.splits *= 2;
-  return d;
-}
-
 template <typename T, int kGroups, int kTokens, int kResident>
 bool run(Encode encode, const LinearArgs& a, const void* weight, bool constant, cudaStream_t stream) {
   using Shape = Tile<kGroups, kTokens, kResident>;
@@ -221,19 +208,22 @@ bool run(Encode encode, const LinearArgs& a, const void* weight, bool constant, 
   if (attributes.numRegs <= 32) return false;  // an empty body: the build holds no code for Hopper's products
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes),
         "cudaFuncSetAttribute");
-  const Division division =
-      divide(a, Shape::kRows, kTokens, kResident * device_attribute(cudaDevAttrMultiProcessorCount));
+  const int64_t row_tiles = ceil_div(a.weight.rows, Shape::kRows), steps = ceil_div(a.weight.columns, kColumns);
+  const int64_t tiles = row_tiles * ceil_div(a.tokens, kTokens);
+  const int64_t room = kResident * device_attribute(cudaDevAttrMultiProcessorCount);  // for blocks at once
+  int64_t splits = 1;  // clusters of other sizes than powers of two leave multiprocessors idle
+  while (2 * splits * tiles <= room && 2 * splits <= kMaxSplits && 2 * splits * kFewestSteps <= steps) splits *= 2;
   const Product product = {.bias = a.bias,
                            .out_dim = a.weight.rows,
                            .tokens = a.tokens,
                            .out = a.out,
                            .ld_out = a.ld_out,
-                           .steps = static_cast<int>(ceil_div(a.weight.columns, kColumns)),
-                           .splits = static_cast<unsigned>(division.splits),
-                           .row_tiles = static_cast<unsigned>(division.row_tiles),
+                           .steps = static_cast<int>(steps),
+                           .splits = static_cast<unsigned>(splits),
+                           .row_tiles = static_cast<unsigned>(row_tiles),
                            .wide = a.out_dtype == DType::kF32};
   launch_kernel("linear (linear_hopper_kernel)", kernel,
-                {.blocks = static_cast<unsigned>(division.blocks()),
+                {.blocks = static_cast<unsigned>(tiles * splits),
                  .threads = Shape::kThreads,
                  .shared_bytes = Shape::kSharedBytes,
                  .cluster = product.splits,
@@ -258,18 +248,19 @@ bool linear_hopper(const LinearArgs& a, const void* weight, bool constant, cudaS
   static const Encode encode = find_encode();
   if (encode == nullptr || !takes(a, weight)) return false;
   const int64_t processors = device_attribute(cudaDevAttrMultiProcessorCount);
+  const int64_t row_tiles = ceil_div(a.weight.rows, 128);
   const auto with_type = [&]<typename T>(T) {
+    // Where even divided sums leave multiprocessors idle, smaller tiles.
+    if (row_tiles * ceil_div(a.tokens, 64) * kMaxSplits < processors) {
+      return run<T, 1, 32, 2>(encode, a, weight, constant, stream);
+    }
     const auto with_tokens = [&]<int kTokens>(std::integral_constant<int, kTokens>) {
-      // A multiprocessor takes in some 35 bytes a clock, so all of them must have an even share: one large tile each, or
-      // two at a time and more in turn, or small ones where even divided sums would leave half of them idle.
-      const int64_t blocks = divide(a, Tile<3, kTokens, 1>::kRows, kTokens, processors).blocks();
-      if (2 * blocks < processors) return run<T, 1, 32, 2>(encode, a, weight, constant, stream);
-      if (blocks > processors) return run<T, 2, kTokens, 2>(encode, a, weight, constant, stream);
-      return run<T, 3, kTokens, 1>(encode, a, weight, constant, stream);
+      // One block a multiprocessor fetches furthest ahead; where there are more, two take turns.
+      return row_tiles <= processors ? run<T, 2, kTokens, 1>(encode, a, weight, constant, stream)
+                                     : run<T, 2, kTokens, 2>(encode, a, weight, constant, stream);
     };
-    if (a.tokens <= 32) return with_tokens(std::integral_constant<int, 32>());
-    if (a.tokens <= 64) return with_tokens(std::integral_constant<int, 64>());
-    return with_tokens(std::integral_constant<int, 128>());
+    return a.tokens <= 32 ? with_tokens(std::integral_constant<int, 32>())
+                          : with_tokens(std::integral_constant<int, 64>());
   };
   return a.dtype == DType::kBF16 ? with_type(__nv_bfloat16()) : with_type(__half());
 }

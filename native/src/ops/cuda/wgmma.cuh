@@ -149,41 +149,6 @@ __device__ __forceinline__ void product_rows<__half>(float (&d)[8][4], uint64_t 
 }
 
 template <typename T>
-__device__ void product_rows(float (&d)[16][4], uint64_t a, uint64_t b, bool add);
-template <>
-__device__ __forceinline__ void product_rows<__nv_bfloat16>(float (&d)[16][4], uint64_t a, uint64_t b, bool add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "%64, %65, p, 1, 1, 0, 0;\n}\n"
-      : M4J_TILE(d, 0), M4J_TILE(d, 1), M4J_TILE(d, 2), M4J_TILE(d, 3),
-              M4J_TILE(d, 4), M4J_TILE(d, 5), M4J_TILE(d, 6), M4J_TILE(d, 7),
-              M4J_TILE(d, 8), M4J_TILE(d, 9), M4J_TILE(d, 10), M4J_TILE(d, 11),
-              M4J_TILE(d, 12), M4J_TILE(d, 13), M4J_TILE(d, 14), M4J_TILE(d, 15)
-      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
-}
-template <>
-__device__ __forceinline__ void product_rows<__half>(float (&d)[16][4], uint64_t a, uint64_t b, bool add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "%64, %65, p, 1, 1, 0, 0;\n}\n"
-      : M4J_TILE(d, 0), M4J_TILE(d, 1), M4J_TILE(d, 2), M4J_TILE(d, 3),
-              M4J_TILE(d, 4), M4J_TILE(d, 5), M4J_TILE(d, 6), M4J_TILE(d, 7),
-              M4J_TILE(d, 8), M4J_TILE(d, 9), M4J_TILE(d, 10), M4J_TILE(d, 11),
-              M4J_TILE(d, 12), M4J_TILE(d, 13), M4J_TILE(d, 14), M4J_TILE(d, 15)
-      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
-}
-
-template <typename T>
 __device__ void product_rows(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b, bool add);
 template <>
 __device__ __forceinline__ void product_rows<__nv_bfloat16>(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b,
