@@ -1,0 +1,98 @@
+// Vectors that the blocks of a resident kernel hand to each other. A number travels in one word of 64 bits with the tag
+// of its layer: who needs it reads until the tag is there, and nobody waits for anything else, no barrier, no fence.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/cuda/decode_step.h"
+#include "ops/cuda/row_product.cuh"
+
+namespace m4j::cuda {
+
+using Packet = uint64_t;
+
+__device__ inline Packet packet(float value, unsigned tag) { return uint64_t{tag} << 32 | __float_as_uint(value); }
+__device__ inline void publish(Packet* to, float value, unsigned tag) {
+  asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(to), "l"(packet(value, tag)) : "memory");
+}
+__device__ inline Packet look(const Packet* p) {
+  Packet v;
+  asm volatile("ld.relaxed.gpu.global.b64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
+  return v;
+}
+__device__ inline void look(const Packet* p, Packet (&v)[2]) {
+  asm volatile("ld.relaxed.gpu.global.v2.b64 {%0, %1}, [%2];" : "=l"(v[0]), "=l"(v[1]) : "l"(p) : "memory");
+}
+__device__ inline bool has_tag(Packet v, unsigned tag) { return static_cast<unsigned>(v >> 32) == tag; }
+__device__ inline float value_of(Packet v) { return __uint_as_float(static_cast<uint32_t>(v)); }
+
+// A warp's slice of `tokens` vectors [size] that lie one after the other, times `weight` if there is one and `factor`, to
+// its fragments, which lie `stride` bytes apart. `squares` are the lane's parts of the sums of squares.
+template <typename W>
+__device__ void receive(const Packet* from, int size, unsigned tag, const float* weight, float factor, const Slice& slice,
+                        int tokens, char* fragments, int stride, float (&squares)[kMaxDecodeTokens]) {
+  constexpr int kBatch = M4J_BATCH;            // loads on their way
+  constexpr int kPart = 2 * kWarp;  // elements of a load of all lanes
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, parts = (slice.size + kPart - 1) / kPart;
+  const Packet* begin = from + slice.begin + 2 * lane;
+  const float* weights = weight + slice.begin + 2 * lane;
+  // The vector and the part of it that follow those.
+  struct Place {
+    int t, part;
+    __device__ void next(int parts) {
+      if (++part < parts) return;
+      part = 0;
+      ++t;
+    }
+  };
+  for (Place first{0, 0}; first.t < tokens && parts > 0;) {
+    float2 g[kBatch];
+    Packet v[kBatch][2];
+    Place at = first;
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j, at.next(parts)) {
+      if (at.t >= tokens) break;
+      const bool inside = at.part * kPart + 2 * lane < slice.size;
+      g[j] = weight != nullptr && inside ? *reinterpret_cast<const float2*>(weights + at.part * kPart) : float2{1, 1};
+    }
+    for (;;) {
+      at = first;
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j, at.next(parts)) {
+        if (at.t >= tokens) break;
+        if (at.part * kPart + 2 * lane < slice.size) {
+          look(begin + at.t * size + at.part * kPart, v[j]);
+        } else {
+          v[j][0] = v[j][1] = packet(0, tag);
+        }
+      }
+      at = first;
+      bool missing = false;
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j, at.next(parts)) {
+        if (at.t >= tokens) break;
+        missing |= !has_tag(v[j][0], tag) || !has_tag(v[j][1], tag);
+      }
+      if (!__any_sync(~0u, missing)) break;
+#ifndef M4J_NO_PROBE
+      // Until one packet is there, only that is asked for, so that weights have the way.
+      while (!has_tag(look(from + first.t * size + slice.begin + slice.size - 1), tag)) {
+      }
+#endif
+    }
+    at = first;
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j, at.next(parts)) {
+      if (at.t >= tokens) break;
+      const int k = at.part * kPart + 2 * lane;
+      const float a = value_of(v[j][0]), b = value_of(v[j][1]);
+#pragma unroll
+      for (int t = 0; t < kMaxDecodeTokens; ++t) squares[t] += at.t == t ? fmaf(a, a, b * b) : 0;
+      if (k < slice.size) put_fragment<W>(fragments + at.t * stride, k, a * (g[j].x * factor), b * (g[j].y * factor));
+    }
+    first = at;
+  }
+  __syncwarp();
+}
+
+}  // namespace m4j::cuda
