@@ -102,6 +102,7 @@ std::string TinyOptions::name() const {
   s += "_conv" + std::to_string(d_conv) + "_" + dtype_name(dtype) + (biases ? "_bias" : "") + (tied ? "_tied" : "");
   if (family == M4J_MAMBA2) s += "_g" + std::to_string(n_groups) + "_chunk" + std::to_string(chunk_size);
   if (dt_min > 0) s += "_limited";
+  if (wide) s += "_wide";
   return s;
 }
 
@@ -130,6 +131,14 @@ TinyModel::TinyModel(const TinyOptions& o, uint64_t seed) : config{} {
   } else {
     config.dt_rank = 3;
     if (o.family == M4J_FALCON_MAMBA) config.mixer_norm_eps = 1e-6f;
+  }
+  if (o.wide) {
+    config.vocab_size = 9307;
+    config.d_model = 264;
+    config.d_inner = 528;
+    config.d_state = mamba2 ? 40 : 16;
+    config.n_heads = mamba2 ? 66 : 0;
+    config.dt_rank = mamba2 ? 0 : 17;
   }
   // Scales as in trained models: larger ones make the recurrence amplify float32 rounding.
   Source source(seed);

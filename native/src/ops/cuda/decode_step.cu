@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cstddef>
 
 #include "ops/cuda/decode_step.h"
 #include "ops/cuda/exchange.cuh"
@@ -49,6 +50,7 @@ constexpr int kMaxConv = 4;    // d_conv
 constexpr int kSums = 128;     // of rows and tokens that a block adds up at a time, at most; a thread each
 constexpr int kLanes = 8;      // that share a channel of the scan, or a row of the SSD's state
 constexpr int kRowsOfWarp = kWarp / kLanes;
+constexpr int kProducts = 5;   // kinds of them
 constexpr int kMaxRank = 4 * kLanes * 8;   // padded dt_rank: four times 8 columns a lane
 constexpr int kMaxScanState = 2 * kLanes;  // d_state of the scan: two a lane
 constexpr int kLayerWords = sizeof(DecodeLayer) / sizeof(uint64_t);
@@ -63,10 +65,20 @@ struct Exchange {
 
 // Where things lie in shared memory, in bytes, and how the ring of weights is divided.
 struct SharedLayout {
-  int slots, embeddings, sums, squares, u, z, residual, small, fragments, barriers, ring;
+  int slots, embeddings, products, rows, sums, squares, u, z, residual, small, fragments, barriers, ring;
   int warp_chunks;  // of fragments, for each warp
   int stages, stage_bytes;
-  int model_shift, inner_shift, state_shift;  // log2 of the rows of a stage: of d_model or d_inner columns, of states
+  // Rows of d_model or d_inner columns, rows of states: log2 of how many fill a stage, and how many are a tile.
+  struct Tiles {
+    int shift, rows;
+  } model, inner, state;
+};
+
+// This block's part of a matrix.
+struct Product {
+  int matrix;              // place of its pointer in a DecodeLayer, in bytes
+  int first, begin, count;  // first row of all blocks' part, then of this block's from there
+  int columns, shift, tile;
 };
 
 // What every block needs of a layer besides its own channels: dt, B, C of Mamba-1; B, C, dt of Mamba-2.
@@ -101,11 +113,11 @@ __device__ float row_sum(float v) {
   return v;
 }
 
-template <typename W, bool kMamba2>
+template <typename W, bool kMamba2, int kTokens>
 class Step {
  public:
   __device__ Step(const DecodeStepArgs& args, const Exchange& exchange, const SharedLayout& shape, const Ring& weights, char* shared)
-      : a(args), e(exchange), l(shape), ring(weights), base(shared), shift(tokens_shift(args.tokens)), channels(args.d_inner),
+      : a(args), e(exchange), l(shape), ring(weights), base(shared), channels(args.d_inner),
         smalls(small_size(args)), outputs(args.d_model) {
     const int tid = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
     // Pointers of all layers: fetched one by one they would cost each phase a trip to memory.
@@ -114,36 +126,53 @@ class Step {
 #pragma unroll 1
     for (int i = tid; i < a.n_layer * kLayerWords; i += threads) to[i] = from[i];
     layers = reinterpret_cast<const DecodeLayer*>(to);
-    if (tid < a.tokens) {
+    if (tid < kProducts) at<Product>(l.products)[tid] = describe(tid);
+    if constexpr (kMamba2) {
+#pragma unroll 1
+      for (int i = tid; i < channels.count; i += threads) {
+        const int head = (channels.begin + i) / a.headdim;
+        at<int2>(l.rows)[i] = {head, head / (a.n_heads / a.n_groups) * a.d_state};
+      }
+    }
+    if (tid < tokens()) {
       at<float*>(l.slots)[tid] = a.states + a.segments[tid].slot * a.slot_stride;
       at<const W*>(l.embeddings)[tid] = static_cast<const W*>(a.embedding) + static_cast<int64_t>(a.ids[tid]) * a.d_model;
     }
     // What is multiplied with the columns that fill up a chunk must be a number.
 #pragma unroll 1
-    for (int i = tid; i < kWarps * a.tokens * stride() / 4; i += threads) at<float>(l.fragments)[i] = 0;
+    for (int i = tid; i < kWarps * tokens() * stride() / 4; i += threads) at<float>(l.fragments)[i] = 0;
     __syncthreads();
   }
 
   // The warp that fetches.
   __device__ void fetch() {
-    RingPosition to;
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
-    for (int layer = 0; layer < a.n_layer; ++layer) {
-      const DecodeLayer& w = layers[layer];
-      if (layer + 1 < a.n_layer && static_cast<int>(blockIdx.x) == layer % static_cast<int>(gridDim.x)) {
-        prefetch_vectors(layers[layer + 1], lane);
-      }
-      prefetch_channels(w, layer, lane);
-      if (lane == 0) {
 #pragma unroll 1
-        for (int phase = 0; phase <= kOut; ++phase) {
-          fetch_rows(to, rows_of(phase, w));
-          if (kMamba2 && phase == kZ) fetch_states(to, layer);
+    for (int layer = 0; layer <= a.n_layer; ++layer) {
+      const bool last = layer == a.n_layer;
+      if (last && a.logits == nullptr) break;
+      if (!last) {
+        if (layer + 1 < a.n_layer && static_cast<int>(blockIdx.x) == layer % static_cast<int>(gridDim.x)) {
+          prefetch_vectors(layers[layer + 1], lane);
+        }
+        prefetch_channels(layers[layer], layer, lane);
+      }
+#pragma unroll 1
+      for (int phase = last ? kHead : 0; phase <= (last ? kHead : kOut); ++phase) {
+        const Product& p = at<Product>(l.products)[phase];
+        const int row_bytes = p.columns * static_cast<int>(sizeof(W));
+        const char* matrix = last ? static_cast<const char*>(a.lm_head)
+                                  : *reinterpret_cast<const char* const*>(reinterpret_cast<const char*>(layers + layer) + p.matrix);
+        ring.fetch(ring_at, ring_free, matrix + static_cast<int64_t>(p.first + p.begin) * row_bytes, row_bytes, p.count, p.shift, p.tile);
+        if (kMamba2 && phase == kZ) {
+#pragma unroll 1
+          for (int t = 0; t < tokens(); ++t) {
+            const auto* from = reinterpret_cast<const char*>(ssm_state(t, layer) + static_cast<int64_t>(channels.begin) * a.d_state);
+            ring.fetch(ring_at, ring_free, from, a.d_state * 4, channels.count, l.state.shift, l.state.rows);
+          }
         }
       }
-      __syncwarp();
     }
-    if (a.logits != nullptr && lane == 0) fetch_rows(to, rows_of(kHead, layers[0]));
   }
 
   // The warps that compute.
@@ -178,40 +207,22 @@ class Step {
   // What a product reads.
   enum class Vector { kNone, kX, kU, kY };
 
-  struct Rows {
-    const void* matrix;
-    int begin, count, columns, shift;
-  };
+  __device__ int tokens() const { return kTokens == 1 ? 1 : a.tokens; }
+  __device__ int shift() const { return kTokens == 1 ? 0 : tokens_shift(a.tokens); }
 
-  __device__ Rows rows_of(int phase, const DecodeLayer& w) const {
-    const int E = a.d_inner;
+  __device__ Product describe(int phase) const {
+    const int E = a.d_inner, D = a.d_model;
+    constexpr int kInProj = offsetof(DecodeLayer, in_proj);
     switch (phase) {
-      case kX: return {w.in_proj, (kMamba2 ? E : 0) + channels.begin, channels.count, a.d_model, l.model_shift};
-      case kZ: return {w.in_proj, (kMamba2 ? 0 : E) + channels.begin, channels.count, a.d_model, l.model_shift};
+      case kX: return {kInProj, kMamba2 ? E : 0, channels.begin, channels.count, D, l.model.shift, l.model.rows};
+      case kZ: return {kInProj, kMamba2 ? 0 : E, channels.begin, channels.count, D, l.model.shift, l.model.rows};
       case kSmall:
-        if (kMamba2) return {w.in_proj, 2 * E + smalls.begin, smalls.count, a.d_model, l.model_shift};
-        return {w.x_proj, smalls.begin, smalls.count, E, l.inner_shift};
-      case kOut: return {w.out_proj, outputs.begin, outputs.count, E, l.inner_shift};
+        if (kMamba2) return {kInProj, 2 * E, smalls.begin, smalls.count, D, l.model.shift, l.model.rows};
+        return {offsetof(DecodeLayer, x_proj), 0, smalls.begin, smalls.count, E, l.inner.shift, l.inner.rows};
+      case kOut: return {offsetof(DecodeLayer, out_proj), 0, outputs.begin, outputs.count, E, l.inner.shift, l.inner.rows};
       default: {
         const Share share(a.vocab_size);
-        return {a.lm_head, share.begin, share.count, a.d_model, l.model_shift};
-      }
-    }
-  }
-
-  __device__ void fetch_rows(RingPosition& to, const Rows& r) const {
-    const int row_bytes = r.columns * static_cast<int>(sizeof(W));
-    const char* from = static_cast<const char*>(r.matrix) + static_cast<int64_t>(r.begin) * row_bytes;
-    ring.fetch(to, from, row_bytes, r.count, r.shift);
-  }
-
-  __device__ void fetch_states(RingPosition& to, int layer) const {
-    const int tile = ring.tile_rows(l.state_shift, kWarps * kRowsOfWarp);
-    for (int t = 0; t < a.tokens; ++t) {
-      const char* from = reinterpret_cast<const char*>(ssm_state(t, layer) + static_cast<int64_t>(channels.begin) * a.d_state);
-      for (int first = 0; first < channels.count; first += tile) {
-        ring.fetch(to, from + static_cast<int64_t>(first) * a.d_state * 4, a.d_state * 4, min(tile, channels.count - first),
-                   l.state_shift);
+        return {0, 0, share.begin, share.count, D, l.model.shift, l.model.rows};
       }
     }
   }
@@ -243,13 +254,16 @@ class Step {
     }
     if (channels.count == 0) return;
     const int C = conv_channels(), begin = channels.begin, bytes = channels.count * 4;
+#pragma unroll 1
     for (int i = lane; i < a.tokens * (a.d_conv - 1); i += kWarp) {
       prefetch(window(i % a.tokens, layer) + i / a.tokens * C + begin, bytes);
     }
     if constexpr (!kMamba2) {
+#pragma unroll 1
       for (int i = lane; i < a.tokens * a.d_state; i += kWarp) {
         prefetch(ssm_state(i % a.tokens, layer) + static_cast<int64_t>(i / a.tokens) * a.d_inner + begin, bytes);
       }
+#pragma unroll 1
       for (int n = lane; n < a.d_state; n += kWarp) prefetch(w.A + static_cast<int64_t>(n) * a.d_inner + begin, bytes);
       if (lane == 0) {
         const int64_t row_bytes = a.dt_rank_padded * static_cast<int64_t>(sizeof(W));
@@ -266,16 +280,17 @@ class Step {
     return at<float*>(l.slots)[t] + a.conv_state + layer * a.layer_ssm_state;
   }
   __device__ char* fragments() const {
-    return base + l.fragments + static_cast<int>(threadIdx.x) / kWarp * a.tokens * stride();
+    return base + l.fragments + static_cast<int>(threadIdx.x) / kWarp * tokens() * stride();
   }
   __device__ int stride() const { return l.warp_chunks * kFragment; }  // bytes from vector to vector of a warp
   __device__ const W* embedding(int t) const { return at<const W*>(l.embeddings)[t]; }
 
-  // The residual stream of this block's rows of out_proj lies in shared memory: [row << shift | token].
+  // The residual stream of this block's rows of out_proj lies in shared memory: [row << shift() | token].
   __device__ void init_residual() {
-    for (int i = static_cast<int>(threadIdx.x); i < outputs.count << shift; i += kThreads) {
-      const int t = i & ((1 << shift) - 1);
-      if (t < a.tokens) at<float>(l.residual)[i] = to_float(embedding(t)[outputs.begin + (i >> shift)]);
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x); i < outputs.count << shift(); i += kThreads) {
+      const int t = i & ((1 << shift()) - 1);
+      if (t < tokens()) at<float>(l.residual)[i] = to_float(embedding(t)[outputs.begin + (i >> shift())]);
     }
     block_barrier();
   }
@@ -287,54 +302,59 @@ class Step {
 
   // Rows of one product, their sums handed over, stored, or kept for the scan.
   __device__ void product(int phase, const DecodeLayer& w, int layer) {
-    const Rows r = rows_of(phase, w);
-    if (r.count == 0) return;
+    const Product& p = at<Product>(l.products)[phase];
+    const int rows = p.count;
+    if (rows == 0) return;
     const Vector source = phase == kOut ? Vector::kY : !kMamba2 && phase == kSmall ? Vector::kU : Vector::kX;
     const int groups = kMamba2 && phase == kOut ? a.n_groups : 1;
     const bool normed = source == Vector::kX || (kMamba2 && source == Vector::kY);
-    const int tid = static_cast<int>(threadIdx.x), warp = tid / kWarp, t = tid & ((1 << shift) - 1);
-    const Slice slice = slice_of_warp(r.columns, groups);
-    const int pass_rows = pass_rows_of(shift);
-    for (int first = 0; first < r.count; first += pass_rows) {
-      const int count = min(pass_rows, r.count - first), row = first + (tid >> shift);
-      const bool own = tid < count << shift && t < a.tokens;
+    const int tid = static_cast<int>(threadIdx.x), warp = tid / kWarp, t = tid & ((1 << shift()) - 1);
+    const Slice slice = slice_of_warp(p.columns, groups);
+    const int pass_rows = kTokens == 1 ? 64 : 32;
+#pragma unroll 1
+    for (int first = 0; first < rows; first += pass_rows) {
+      const int count = min(pass_rows, rows - first), row = first + (tid >> shift());
+      const bool own = tid < count << shift() && t < tokens();
       Operands operands{};
-      if (own) operands = load_operands(phase, w, layer, r.begin, row, t);
-      float squares[kMaxDecodeTokens] = {};
+      if (own) operands = load_operands(phase, w, layer, p.first + p.begin + row, p.begin + row, t);
+      float squares[kTokens] = {};
       const bool fresh = held != source;
-      if (fresh) receive_vector(source, phase, w, layer, slice, squares);
-      held = source;
-      if (fresh) buffer ^= 1;
+      if (fresh) {
+        receive_vector(source, phase, w, layer, slice, squares);
+        held = source;
+        buffer ^= 1;
+      }
       STAMP(phase * 8 + 1);
       float* sums = at<float>(l.sums) + sums_buffer * kWarps * kSums;
-      multiply<W>(ring, ring_at, slice, fragments(), stride(), a.tokens, shift, count, r.columns * static_cast<int>(sizeof(W)), r.shift,
-                  sums + warp * kSums);
+      multiply<W, (kTokens + 1) / 2>(ring, ring_at, slice, fragments(), stride(), tokens(), shift(), count,
+                                     p.columns * static_cast<int>(sizeof(W)), p.shift, p.tile, sums + warp * kSums);
       STAMP(phase * 8 + 2);
       if (fresh && normed) store_squares(squares);
       block_barrier();
       STAMP(phase * 8 + 3);
-      if (own) finish(phase, layer, row, t, total(sums + tid, t, groups, normed, r.columns / groups), operands);
+      if (own) finish(phase, layer, row, p.begin + row, t, total(sums + tid, t, groups, normed, slice_size(p.columns, groups)), operands);
       sums_buffer ^= 1;
       STAMP(phase * 8 + 4);
     }
   }
+  static __device__ int slice_size(int columns, int groups) { return groups == 1 ? columns : columns / groups; }
 
   __device__ void receive_vector(Vector source, int phase, const DecodeLayer& w, int layer, const Slice& slice,
-                                 float (&squares)[kMaxDecodeTokens]) {
+                                 float (&squares)[kTokens]) {
     const float* norm = phase == kHead ? a.norm_f : w.norm;
     if (source == Vector::kX && layer == 0) return receive_embedding(norm, slice, squares);
     const auto tag = static_cast<unsigned>(layer);
     const bool x = source == Vector::kX;
-    receive<W>(x ? e.x : source == Vector::kU ? e.u : e.y, x ? a.d_model : a.d_inner, x ? tag : tag + 1,
-               x ? norm : kMamba2 ? w.mixer_norm : nullptr, x || kMamba2 ? kScale : 1, slice, a.tokens, fragments(), stride(),
-               squares);
+    receive<W, kTokens>(x ? e.x : source == Vector::kU ? e.u : e.y, x ? a.d_model : a.d_inner, x ? tag : tag + 1,
+               x ? norm : kMamba2 ? w.mixer_norm : nullptr, x || kMamba2 ? kScale : 1, slice, tokens(), fragments(),
+                        stride(), squares);
   }
 
   // As receive().
-  __device__ void receive_embedding(const float* norm, const Slice& slice, float (&squares)[kMaxDecodeTokens]) {
+  __device__ void receive_embedding(const float* norm, const Slice& slice, float (&squares)[kTokens]) {
 #pragma unroll
-    for (int t = 0; t < kMaxDecodeTokens; ++t) {
-      if (t >= a.tokens) break;
+    for (int t = 0; t < kTokens; ++t) {
+      if (t >= tokens()) break;
       const W* from = embedding(t) + slice.begin;
 #pragma unroll 1
       for (int k = 2 * (static_cast<int>(threadIdx.x) % kWarp); k < slice.size; k += 2 * kWarp) {
@@ -348,11 +368,11 @@ class Step {
   }
 
   // The warp's sums of squares: [warp, token].
-  __device__ void store_squares(const float (&squares)[kMaxDecodeTokens]) {
+  __device__ void store_squares(const float (&squares)[kTokens]) {
     const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
 #pragma unroll
-    for (int t = 0; t < kMaxDecodeTokens; ++t) {
-      if (t >= a.tokens) break;
+    for (int t = 0; t < kTokens; ++t) {
+      if (t >= tokens()) break;
       const float sum = warp_sum(squares[t]);
       if (lane == 0) at<float>(l.squares)[(buffer * kWarps + warp) * kMaxDecodeTokens + t] = sum;
     }
@@ -365,7 +385,7 @@ class Step {
     float result = 0;
     for (int g = 0; g < groups; ++g) {
       float sum = 0, square = 0;
-#pragma unroll 8
+#pragma unroll 4
       for (int w = g * warps; w < (g + 1) * warps; ++w) {
         sum += sums[w * kSums];
         if (normed) square += squares[w * kMaxDecodeTokens];
@@ -380,18 +400,18 @@ class Step {
     float bias, past[kMaxConv - 1], weight[kMaxConv], conv_bias;
   };
 
-  // The channel of the convolution that a row of in_proj feeds, or -1.
+  // The channel of the convolution that a row of the product feeds, or -1.
   __device__ int conv_channel(int phase, int row) const {
-    if (phase == kX) return channels.begin + row;
-    if (kMamba2 && phase == kSmall && smalls.begin + row < 2 * a.n_groups * a.d_state) return a.d_inner + smalls.begin + row;
-    return -1;
+    if (phase == kX) return row;
+    return kMamba2 && phase == kSmall && row < 2 * a.n_groups * a.d_state ? a.d_inner + row : -1;
   }
 
-  __device__ Operands load_operands(int phase, const DecodeLayer& w, int layer, int begin, int row, int t) const {
+  // `row` counts from the first of all blocks' part of the matrix, `matrix_row` from its own.
+  __device__ Operands load_operands(int phase, const DecodeLayer& w, int layer, int matrix_row, int row, int t) const {
     Operands o{};
     const bool in_proj = phase == kX || phase == kZ || (kMamba2 && phase == kSmall);
     const float* bias = in_proj ? w.in_proj_bias : phase == kOut ? w.out_proj_bias : nullptr;
-    if (bias != nullptr) o.bias = bias[begin + row];
+    if (bias != nullptr) o.bias = bias[matrix_row];
     const int c = conv_channel(phase, row), C = conv_channels();
     if (c < 0) return o;
 #pragma unroll
@@ -417,25 +437,24 @@ class Step {
     return silu(y);
   }
 
-  __device__ void finish(int phase, int layer, int row, int t, float sum, const Operands& o) {
+  // `mine` is the row among those of this block, `row` that among all blocks'.
+  __device__ void finish(int phase, int layer, int mine, int row, int t, float sum, const Operands& o) {
     float v = sum + o.bias;
-    const int i = row << shift | t, c = conv_channel(phase, row);
-    const auto tag = static_cast<unsigned>(layer) + 1;
+    const int i = mine << shift() | t, c = conv_channel(phase, row);
     if (c >= 0) v = convolve(layer, c, t, v, o);
-    switch (phase) {
-      case kX:
-        at<float>(l.u)[i] = v;
-        if (!kMamba2) publish(e.u + t * a.d_inner + channels.begin + row, v, tag);
-        return;
-      case kZ: at<float>(l.z)[i] = v; return;
-      case kSmall: publish(e.small + t * small_size(a) + smalls.begin + row, v, tag); return;
-      case kOut:
-        v += at<float>(l.residual)[i];
-        at<float>(l.residual)[i] = v;
-        publish(e.x + t * a.d_model + outputs.begin + row, v, tag);
-        return;
-      default: a.logits[static_cast<int64_t>(t) * a.vocab_size + Share(a.vocab_size).begin + row] = v;
+    if (phase == kHead) {
+      a.logits[static_cast<int64_t>(t) * a.vocab_size + row] = v;
+      return;
     }
+    if (phase == kX) at<float>(l.u)[i] = v;
+    if (phase == kZ) at<float>(l.z)[i] = v;
+    if (phase == kOut) {
+      v += at<float>(l.residual)[i];
+      at<float>(l.residual)[i] = v;
+    }
+    if (phase == kZ || (kMamba2 && phase == kX)) return;
+    Packet* to = phase == kSmall ? e.small + t * small_size(a) : phase == kOut ? e.x + t * a.d_model : e.u + t * a.d_inner;
+    publish(to + row, v, static_cast<unsigned>(layer) + 1);
   }
 
   // ---- Scan ----------------------------------------------------------------------------------------------------------
@@ -443,7 +462,7 @@ class Step {
   // dt, B and C, or B, C and dt, of all tokens, to shared memory: [token, small_size].
   __device__ void receive_small(int layer) {
 #pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x); i < a.tokens * small_size(a); i += kThreads) {
+    for (int i = static_cast<int>(threadIdx.x); i < tokens() * small_size(a); i += kThreads) {
       Packet v;
       do {
         v = look(e.small + i);
@@ -516,9 +535,9 @@ class Step {
         load_states(states, 0, layer, channel);
       }
 #pragma unroll 1
-      for (int t = 0; t < a.tokens; ++t) {
+      for (int t = 0; t < tokens(); ++t) {
         const float h0[2] = {states[0], states[1]};
-        if (t + 1 < a.tokens) load_states(states, t + 1, layer, channel);
+        if (t + 1 < tokens()) load_states(states, t + 1, layer, channel);
         const float* dt = at<float>(l.small) + t * size;
         const float *B = dt + R, *C = B + N;
         float dt_factor = 1, B_factor = 1, C_factor = 1;
@@ -539,13 +558,13 @@ class Step {
           for (int k = 0; k < 8; ++k) delta = fmaf(to_float(weight[k]), v[k], delta);
         }
         delta = softplus(fmaf(row_sum(delta), dt_factor, c.dt_bias));
-        const float u = at<float>(l.u)[row << shift | t], z = at<float>(l.z)[row << shift | t];
+        const float u = at<float>(l.u)[row << shift() | t], z = at<float>(l.z)[row << shift() | t];
         float y = 0;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const int n = j + i * kLanes;
           if (n >= N) continue;
-          const float h = fmaf(expf(delta * c.A[i]), h0[i], delta * (B[n] * B_factor) * u);
+          const float h = fmaf(exp2_fast(kLog2e * delta * c.A[i]), h0[i], delta * (B[n] * B_factor) * u);
           if (own) ssm_state(t, layer)[static_cast<int64_t>(n) * E + channel] = h;
           y = fmaf(C[n] * C_factor, h, y);
         }
@@ -559,29 +578,30 @@ class Step {
 
   // State update of Mamba-2 and the gate: this block's rows [N] of the state [H, P, N].
   __device__ void ssd(const DecodeLayer& w, int layer) {
-    const int E = a.d_inner, N = a.d_state, GN = a.n_groups * N, size = small_size(a), row_bytes = N * 4;
+    const int E = a.d_inner, N = a.d_state, GN = a.n_groups * N, size = small_size(a);
     const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp, j = lane % kLanes;
-    const int tile = ring.tile_rows(l.state_shift, kWarps * kRowsOfWarp);
     receive_small(layer);
     STAMP(5);
-    for (int t = 0; t < a.tokens; ++t) {
-      for (int first = 0; first < channels.count; first += tile) {
-        const int count = min(tile, channels.count - first), mine = warp * kRowsOfWarp + lane / kLanes;
-        for (int i = lane; i << l.state_shift < count; i += kWarp) ring.arrive(ring_at, i << l.state_shift, row_bytes, l.state_shift);
-        __syncwarp();
+#pragma unroll 1
+    for (int t = 0; t < tokens(); ++t) {
+#pragma unroll 1
+      for (int first = 0; first < channels.count; first += l.state.rows) {
+        const int count = min(l.state.rows, channels.count - first), mine = warp * kRowsOfWarp + lane / kLanes;
         const bool own = mine < count;
-        const int tile_row = min(mine, count - 1), row = first + tile_row, channel = channels.begin + row;
-        const int head = channel / a.headdim;
-        const float* B = at<float>(l.small) + t * size + head / (a.n_heads / a.n_groups) * N;
+        const int row = first + min(mine, count - 1), channel = channels.begin + row;
+        const int2 place = at<int2>(l.rows)[row];
+        const int head = place.x;
+        const float* small = at<float>(l.small) + t * size;
+        const float* B = small + place.y;
         const float* C = B + GN;
-        const auto* from = reinterpret_cast<const float4*>(ring.arrive(ring_at, tile_row, row_bytes, l.state_shift));
+        const auto* from = reinterpret_cast<const float4*>(ring.row(ring_at, row - first, row_pitch(N * 4), l.state.shift));
         auto* state = reinterpret_cast<float4*>(ssm_state(t, layer) + static_cast<int64_t>(channel) * N);
-        const float x = at<float>(l.u)[row << shift | t], z = at<float>(l.z)[row << shift | t];
-        const float raw = at<float>(l.small)[t * size + 2 * GN + head] + w.dt_bias[head];
-        const float dt = fminf(fmaxf(softplus(raw), a.dt_min), a.dt_max);
-        const float decay = expf(dt * w.A[head]), dtx = dt * x;
+        const float x = at<float>(l.u)[row << shift() | t], z = at<float>(l.z)[row << shift() | t], D = w.D[head];
+        const float dt = fminf(fmaxf(softplus(small[2 * GN + head] + w.dt_bias[head]), a.dt_min), a.dt_max);
+        const float decay = exp2_fast(kLog2e * dt * w.A[head]), dtx = dt * x;
         float y = 0;
-#pragma unroll 4
+        ring.wait(ring_at);
+#pragma unroll 2
         for (int n = j; n < N / 4; n += kLanes) {
           float4 h = from[n];
           const float4 b = reinterpret_cast<const float4*>(B)[n], c = reinterpret_cast<const float4*>(C)[n];
@@ -592,28 +612,22 @@ class Step {
           if (own) state[n] = h;
           y += h.x * c.x + h.y * c.y + h.z * c.z + h.w * c.w;
         }
+        ring.release(ring_at, count, l.state.shift);
         y = row_sum(y);
-        if (own && j == 0) {
-          publish(e.y + t * E + channel, fmaf(w.D[head], x, y) * silu(z), static_cast<unsigned>(layer) + 1);
-        }
-        ring.release(ring_at, count, l.state_shift);
+        if (own && j == 0) publish(e.y + t * E + channel, fmaf(D, x, y) * silu(z), static_cast<unsigned>(layer) + 1);
       }
     }
   }
 
- public:
-  static __host__ __device__ int pass_rows_of(int shift) { return shift == 0 ? 64 : 32; }
-
- private:
   const DecodeStepArgs& a;
   const Exchange& e;
   const SharedLayout& l;
   const Ring& ring;
   char* const base;  // of shared memory
-  const int shift;   // tokens_shift
   const Share channels, smalls, outputs;
   const DecodeLayer* layers;
   RingPosition ring_at;
+  unsigned ring_free = static_cast<unsigned>(ring.stages);  // of the warp that fetches
   Vector held = Vector::kNone;  // whose fragments are there
 #ifdef M4J_STAMPS
   int stamp_n = 0;
@@ -621,16 +635,16 @@ class Step {
   int buffer = 0, sums_buffer = 0;  // of squares and sums: a warp may be a product ahead of those who still add up
 };
 
-template <typename W, bool kMamba2>
+template <typename W, bool kMamba2, int kTokens>
 __global__ void __launch_bounds__(kThreads + kWarp, 1)
     decode_step_kernel(const __grid_constant__ DecodeStepArgs args, const __grid_constant__ Exchange exchange,
                        const __grid_constant__ SharedLayout shape) {
   extern __shared__ float4 shared[];
   char* base = reinterpret_cast<char*>(shared);
   auto* barriers = reinterpret_cast<uint64_t*>(base + shape.barriers);
-  const Ring ring{base + shape.ring, barriers, barriers + kMaxStages, shape.stages, shape.stage_bytes};
+  const Ring ring{base + shape.ring, barriers, reinterpret_cast<unsigned*>(barriers + kMaxStages), shape.stages, shape.stage_bytes};
   ring.init();
-  Step<W, kMamba2> step(args, exchange, shape, ring, base);
+  Step<W, kMamba2, kTokens> step(args, exchange, shape, ring, base);
   if (threadIdx.x < kThreads) {
     step.run();
   } else {
@@ -673,6 +687,8 @@ SharedLayout shared_layout(const DecodeStepArgs& a, const Device& device) {
   take(int64_t{a.n_layer} * static_cast<int64_t>(sizeof(DecodeLayer)));
   l.slots = take(kMaxDecodeTokens * 8);
   l.embeddings = take(kMaxDecodeTokens * 8);
+  l.products = take(kProducts * static_cast<int64_t>(sizeof(Product)));
+  l.rows = take(a.mamba2 ? (largest_share(a.d_inner) >> shift) * 8 : 0);
   l.sums = take(2 * kWarps * kSums * 4);
   l.squares = take(2 * kWarps * kMaxDecodeTokens * 4);
   l.u = take(largest_share(a.d_inner) * 4);
@@ -680,28 +696,29 @@ SharedLayout shared_layout(const DecodeStepArgs& a, const Device& device) {
   l.residual = take(largest_share(a.d_model) * 4);
   l.small = take(int64_t{a.tokens} * small_size(a) * 4);
   l.fragments = take(int64_t{kWarps} * l.warp_chunks * a.tokens * kFragment);
-  l.barriers = take(2 * kMaxStages * 8);
+  l.barriers = take(kMaxStages * 8 + kWarps * 4);
   l.ring = used;
 
   const int model = row_pitch(a.d_model * element), inner = row_pitch(a.d_inner * element);
   const int state = a.mamba2 ? row_pitch(a.d_state * 4) : 0;
   l.stage_bytes = (std::max({2 * model, inner, state}) + 127) / 128 * 128;
-  const auto rows_shift = [&](int pitch) {
-    int shift = 0;
-    while (shift < kMaxRowsShift && pitch << (shift + 1) <= l.stage_bytes) ++shift;
-    return shift;
-  };
-  l.model_shift = rows_shift(model);
-  l.inner_shift = rows_shift(inner);
-  l.state_shift = a.mamba2 ? rows_shift(state) : 0;
   l.stages = std::min(kMaxStages, (device.shared_bytes - l.ring) / l.stage_bytes);
   if (l.stages < kMinStages) l.stages = 0;
+  const auto tiles = [&](int pitch, int most) {
+    SharedLayout::Tiles t{0, most};
+    while (t.shift < kMaxRowsShift && pitch << (t.shift + 1) <= l.stage_bytes) ++t.shift;
+    while (t.rows > 1 && t.rows > l.stages / 2 << t.shift) t.rows /= 2;  // half of the ring, a divisor of all passes
+    return t;
+  };
+  l.model = tiles(model, kTileRows);
+  l.inner = tiles(inner, kTileRows);
+  if (a.mamba2) l.state = tiles(state, kWarps * kRowsOfWarp);
   return l;
 }
 
-template <typename W, bool kMamba2>
+template <typename W, bool kMamba2, int kTokens>
 void launch(DecodeStepArgs a, cudaStream_t stream) {
-  const auto kernel = decode_step_kernel<W, kMamba2>;
+  const auto kernel = decode_step_kernel<W, kMamba2, kTokens>;
   const Device device = Device::current();
   SharedLayout shape = shared_layout(a, device);
   const int bytes = shape.ring + shape.stages * shape.stage_bytes;
@@ -736,7 +753,19 @@ int64_t decode_step_workspace(const DecodeStepArgs& a) {
 }
 
 void decode_step(const DecodeStepArgs& a, cudaStream_t stream) {
-  with_element_type(a.dtype, [&]<typename W>(W) { a.mamba2 ? launch<W, true>(a, stream) : launch<W, false>(a, stream); });
+#ifdef M4J_ONLY
+  using B = __nv_bfloat16;
+  if (a.tokens == 1) { a.mamba2 ? launch<B, true, 1>(a, stream) : launch<B, false, 1>(a, stream); } else { a.mamba2 ? launch<B, true, 4>(a, stream) : launch<B, false, 4>(a, stream); }
+  return;
+#else
+  with_element_type(a.dtype, [&]<typename W>(W) {
+    if (a.tokens == 1) {
+      a.mamba2 ? launch<W, true, 1>(a, stream) : launch<W, false, 1>(a, stream);
+    } else {
+      a.mamba2 ? launch<W, true, kMaxDecodeTokens>(a, stream) : launch<W, false, kMaxDecodeTokens>(a, stream);
+    }
+  });
+#endif
 }
 
 }  // namespace m4j::cuda

@@ -28,67 +28,66 @@ __device__ inline float value_of(Packet v) { return __uint_as_float(static_cast<
 
 // A warp's slice of `tokens` vectors [size] that lie one after the other, times `weight` if there is one and `factor`, to
 // its fragments, which lie `stride` bytes apart. `squares` are the lane's parts of the sums of squares.
-template <typename W>
+template <typename W, int kTokens>
 __device__ void receive(const Packet* from, int size, unsigned tag, const float* weight, float factor, const Slice& slice,
-                        int tokens, char* fragments, int stride, float (&squares)[kMaxDecodeTokens]) {
-  constexpr int kBatch = M4J_BATCH;            // loads on their way
+                        int tokens, char* fragments, int stride, float (&squares)[kTokens]) {
+  constexpr int kBatch = 5;         // loads on their way
   constexpr int kPart = 2 * kWarp;  // elements of a load of all lanes
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, parts = (slice.size + kPart - 1) / kPart;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const Packet* begin = from + slice.begin + 2 * lane;
   const float* weights = weight + slice.begin + 2 * lane;
-  // The vector and the part of it that follow those.
+  const int mine = slice.size - 2 * lane;  // elements from the lane's first on
+  // The vector and the first element of a load.
   struct Place {
-    int t, part;
-    __device__ void next(int parts) {
-      if (++part < parts) return;
-      part = 0;
+    int t, k;
+    __device__ void next(int size) {
+      k += kPart;
+      if (kTokens == 1 || k < size) return;
+      k = 0;
       ++t;
     }
+    __device__ bool ends(int tokens, int size) const { return kTokens == 1 ? k >= size : t >= tokens; }
   };
-  for (Place first{0, 0}; first.t < tokens && parts > 0;) {
+  if (slice.size == 0) return;
+#pragma unroll 1
+  for (Place first{0, 0}; !first.ends(tokens, slice.size);) {
     float2 g[kBatch];
     Packet v[kBatch][2];
     Place at = first;
 #pragma unroll
-    for (int j = 0; j < kBatch; ++j, at.next(parts)) {
-      if (at.t >= tokens) break;
-      const bool inside = at.part * kPart + 2 * lane < slice.size;
-      g[j] = weight != nullptr && inside ? *reinterpret_cast<const float2*>(weights + at.part * kPart) : float2{1, 1};
+    for (int j = 0; j < kBatch; ++j, at.next(slice.size)) {
+      if (at.ends(tokens, slice.size)) break;
+      g[j] = weight != nullptr && at.k < mine ? *reinterpret_cast<const float2*>(weights + at.k) : float2{1, 1};
     }
     for (;;) {
       at = first;
 #pragma unroll
-      for (int j = 0; j < kBatch; ++j, at.next(parts)) {
-        if (at.t >= tokens) break;
-        if (at.part * kPart + 2 * lane < slice.size) {
-          look(begin + at.t * size + at.part * kPart, v[j]);
-        } else {
-          v[j][0] = v[j][1] = packet(0, tag);
-        }
+      for (int j = 0; j < kBatch; ++j, at.next(slice.size)) {
+        if (at.ends(tokens, slice.size)) break;
+        v[j][0] = v[j][1] = packet(0, tag);
+        if (at.k < mine) look(begin + at.t * size + at.k, v[j]);
       }
       at = first;
       bool missing = false;
 #pragma unroll
-      for (int j = 0; j < kBatch; ++j, at.next(parts)) {
-        if (at.t >= tokens) break;
+      for (int j = 0; j < kBatch; ++j, at.next(slice.size)) {
+        if (at.ends(tokens, slice.size)) break;
         missing |= !has_tag(v[j][0], tag) || !has_tag(v[j][1], tag);
       }
       if (!__any_sync(~0u, missing)) break;
-#ifndef M4J_NO_PROBE
       // Until one packet is there, only that is asked for, so that weights have the way.
       while (!has_tag(look(from + first.t * size + slice.begin + slice.size - 1), tag)) {
       }
-#endif
     }
     at = first;
 #pragma unroll
-    for (int j = 0; j < kBatch; ++j, at.next(parts)) {
-      if (at.t >= tokens) break;
-      const int k = at.part * kPart + 2 * lane;
-      const float a = value_of(v[j][0]), b = value_of(v[j][1]);
+    for (int j = 0; j < kBatch; ++j, at.next(slice.size)) {
+      if (at.ends(tokens, slice.size)) break;
+      const float a = value_of(v[j][0]), b = value_of(v[j][1]), both = fmaf(a, a, b * b);
 #pragma unroll
-      for (int t = 0; t < kMaxDecodeTokens; ++t) squares[t] += at.t == t ? fmaf(a, a, b * b) : 0;
-      if (k < slice.size) put_fragment<W>(fragments + at.t * stride, k, a * (g[j].x * factor), b * (g[j].y * factor));
+      for (int t = 0; t < kTokens; ++t) squares[t] += kTokens == 1 || at.t == t ? both : 0;
+      if (at.k >= mine) continue;
+      put_fragment<W>(fragments + at.t * stride, at.k + 2 * lane, a * (g[j].x * factor), b * (g[j].y * factor));
     }
     first = at;
   }

@@ -8,7 +8,7 @@
 namespace m4j::cuda {
 
 constexpr int kChunk = 32;      // columns that four lanes take together
-constexpr int kTileRows = 16;   // of a product
+constexpr int kTileRows = 16;   // of a product, at most
 constexpr int kFragment = 128;  // bytes of a chunk of one vector
 
 // The columns [begin, begin + size) that a warp takes. The warps are shared out to `groups` equal parts of the vector:
@@ -28,95 +28,110 @@ __device__ inline Slice slice_of_warp(int columns, int groups) {
   return {group * size + begin * kChunk, min(size, end * kChunk) - begin * kChunk, end - begin};
 }
 
-// Vectors of a slice lie in shared memory as the right operand of mma() is read, one vector after the other. 16-bit types
-// hold a number as the sum of two, in two columns of the operand: all of its leading 16 (bf16) or 22 (f16) bits. Four
-// vectors fill the eight columns.
+// The left operand of an mma() are eight rows of weights, of which a lane has eight elements: four words as they lie in
+// memory, though the instruction takes them for two words of each of two rows. So the upper eight rows of the result are
+// sums over the even words and the lower over the odd ones, if the right operand has columns of its own for both.
+// 16-bit types hold a number of the vector as the sum of two, also in columns of their own: all of its leading 16 (bf16)
+// or 22 (f16) bits. With that, two vectors fill the eight columns: column 4 v + 2 odd + low.
+//
+// Vectors lie in shared memory one after the other, the even words of each four before the odd.
 template <typename W>
 __device__ void put_fragment(char* vector, int k, float v0, float v1) {  // elements k and k + 1, k is even
   char* at = vector + k / kChunk * kFragment;
   if constexpr (sizeof(W) == 4) {
-    *reinterpret_cast<float2*>(at + k % kChunk * 4) = {v0, v1};
+    float* to = reinterpret_cast<float*>(at + k % kChunk / 4 * 16) + k % 4 / 2;
+    to[0] = v0;
+    to[2] = v1;
   } else {
     const uint32_t high = pack<W>(v0, v1);
     const float2 h = unpack<W>(high);
-    *reinterpret_cast<uint32_t*>(at + k % kChunk * 2) = high;
-    *reinterpret_cast<uint32_t*>(at + k % kChunk * 2 + kFragment / 2) = pack<W>(v0 - h.x, v1 - h.y);
+    const int word = k / 2 % 4;
+    uint32_t* to = reinterpret_cast<uint32_t*>(at + k % kChunk / 8 * 16) + (word >> 1 | (word & 1) << 1);
+    to[0] = high;
+    to[kFragment / 8] = pack<W>(v0 - h.x, v1 - h.y);
   }
 }
 
 // d += a b in tf32, which keeps the leading 11 bits of a and b.
-__device__ inline void mma_tf32(float (&d)[4], float a0, float a1, float a2, float a3, float b0, float b1) {
+__device__ inline void mma_tf32(float (&d)[4], const float4& a, float b0, float b1) {
   asm(
       "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(__float_as_uint(a0)), "r"(__float_as_uint(a1)), "r"(__float_as_uint(a2)), "r"(__float_as_uint(a3)),
+      : "r"(__float_as_uint(a.x)), "r"(__float_as_uint(a.y)), "r"(__float_as_uint(a.z)), "r"(__float_as_uint(a.w)),
         "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
 }
-
 __device__ inline float leading(float v) { return __uint_as_float(__float_as_uint(v) & 0xffffe000u); }
-__device__ inline float4 leading(const float4& v) { return {leading(v.x), leading(v.y), leading(v.z), leading(v.w)}; }
-__device__ inline float4 minus(const float4& a, const float4& b) { return {a.x - b.x, a.y - b.y, a.z - b.z, a.w - b.w}; }
 
-// Chunk `i` of 16 rows, of which a lane reads two where they exist, times the vectors. `left` columns of the slice are
-// not done yet; what lies behind them is not read. `x` is the lane's part of the vectors, null if it has none.
+// Part `part` of 64 bytes of a row, of which a lane has 16, times two vectors, of which it has the column lane / 4.
 template <typename W>
-__device__ void multiply_chunk(const char* const (&row)[2], const char* x, int i, int left, float (&even)[4],
-                               float (&odd)[4]) {
+__device__ void multiply_part(const uint4& a, const char* x, int part, float (&sum)[4]) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const auto load = [](const char* p) { return *reinterpret_cast<const uint4*>(p); };
   if constexpr (sizeof(W) == 2) {
-    const bool inside = lane % 4 * 8 < left;
-    uint4 a = {}, b = {}, v = {};
-    if (inside && row[0] != nullptr) a = load(row[0] + i * kChunk * 2);
-    if (inside && row[1] != nullptr) b = load(row[1] + i * kChunk * 2);
-    if (x != nullptr) v = load(x + i * kFragment);
-    mma<W>(even, {a.x, b.x, a.y, b.y}, v.x, v.y);
-    mma<W>(odd, {a.z, b.z, a.w, b.w}, v.z, v.w);
+    const uint2 v = x == nullptr ? uint2{0, 0} : *reinterpret_cast<const uint2*>(x + part * kFragment);
+    mma<W>(sum, {a.x, a.y, a.z, a.w}, v.x, v.y);
   } else {
-    const auto load4 = [](const char* p) { return *reinterpret_cast<const float4*>(p); };
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const bool inside = j * 16 + lane % 4 * 4 < left;
-      float4 a = {}, b = {}, v = {};
-      if (inside && row[0] != nullptr) a = load4(row[0] + (i * 2 + j) * 64);
-      if (inside && row[1] != nullptr) b = load4(row[1] + (i * 2 + j) * 64);
-      if (x != nullptr) v = load4(x + i * kFragment + j * 64);
-      const float4 high = leading(v), low = minus(v, high), part = lane / 4 % 2 == 0 ? high : low;
-      const float4 a1 = leading(a), a2 = minus(a, a1), b1 = leading(b), b2 = minus(b, b1);
-      mma_tf32(even, a1.x, b1.x, a1.y, b1.y, part.x, part.y);
-      mma_tf32(odd, a2.x, b2.x, a2.y, b2.y, part.x, part.y);
-      mma_tf32(even, a1.z, b1.z, a1.w, b1.w, part.z, part.w);
-      mma_tf32(odd, a2.z, b2.z, a2.w, b2.w, part.z, part.w);
-    }
+    const float2 v = x == nullptr ? float2{0, 0} : *reinterpret_cast<const float2*>(x + part * kFragment / 2);
+    const bool low = lane / 4 % 2 != 0;
+    const float b0 = low ? v.x - leading(v.x) : v.x, b1 = low ? v.y - leading(v.y) : v.y;
+    const float4 w = *reinterpret_cast<const float4*>(&a);
+    const float4 high = {leading(w.x), leading(w.y), leading(w.z), leading(w.w)};
+    mma_tf32(sum, high, b0, b1);
+    mma_tf32(sum, {w.x - high.x, w.y - high.y, w.z - high.z, w.w - high.w}, b0, b1);
   }
 }
 
-// The warp's part of the products of the next `rows` rows of the ring with vectors that lie `stride` bytes apart in shared
+// The warp's part of the products of the next `rows` rows of the ring, `tile` at a time, with vectors that lie `stride` bytes apart in shared
 // memory; sums[row << tokens_shift | token].
-template <typename W>
+template <typename W, int kPairs>
 __device__ void multiply(const Ring& ring, RingPosition& at, const Slice& slice, const char* fragments, int stride,
-                         int tokens, int tokens_shift, int rows, int row_bytes, int shift, float* sums) {
+                         int tokens, int tokens_shift, int rows, int row_bytes, int shift, int tile, float* sums) {
+  constexpr int kPartBytes = 64, kParts = kChunk * static_cast<int>(sizeof(W)) / kPartBytes;
   const int lane = static_cast<int>(threadIdx.x) % kWarp, r = lane / 4, c = lane % 4;
-  const int tile = ring.tile_rows(shift, kTileRows), offset = slice.begin * static_cast<int>(sizeof(W)) + c * 16;
-  const int place = sizeof(W) == 2 ? lane % 8 * 16 : c * 16;
-  const char* x = lane < 8 * tokens ? fragments + lane / 8 * stride + place : nullptr;
+  const int pitch = row_pitch(row_bytes);
+  const int bytes = slice.size * static_cast<int>(sizeof(W)) - c * 16;  // from the lane's first on
+  const char* x[kPairs];
+#pragma unroll
+  for (int pair = 0; pair < kPairs; ++pair) {
+    const int vector = 2 * pair + r / 4;
+    const int place = (sizeof(W) == 2 ? r % 2 * (kFragment / 2) : 0) + c * 16 + r / 2 % 2 * 8;
+    x[pair] = vector < tokens ? fragments + vector * stride + place : nullptr;
+  }
+#pragma unroll 1
   for (int first = 0; first < rows; first += tile) {
     const int count = min(tile, rows - first);
-    const char* row[2] = {};
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      if (r + half * 8 < count) row[half] = ring.arrive(at, r + half * 8, row_bytes, shift) + offset;
-    }
-    __syncwarp();
-    float even[4] = {}, odd[4] = {};
+    const int offset = slice.begin * static_cast<int>(sizeof(W)) + c * 16;
+    const char* upper = ring.row(at, min(r, count - 1), pitch, shift) + offset;
+    const char* lower = ring.row(at, min(r + 8, count - 1), pitch, shift) + offset;
+    float sum[2][kPairs][4] = {};
+    ring.wait(at);
 #pragma unroll 2
-    for (int i = 0; i < slice.chunks; ++i) multiply_chunk<W>(row, x, i, slice.size - i * kChunk, even, odd);
+    for (int i = 0; i < slice.chunks * kParts; ++i) {
+      uint4 a = {}, b = {};
+      if (i * kPartBytes < bytes) {  // what lies behind may be no number
+        a = *reinterpret_cast<const uint4*>(upper + i * kPartBytes);
+        b = *reinterpret_cast<const uint4*>(lower + i * kPartBytes);
+      }
+#pragma unroll
+      for (int pair = 0; pair < kPairs; ++pair) {
+        if (2 * pair >= tokens) break;
+        multiply_part<W>(a, x[pair], i, sum[0][pair]);
+        multiply_part<W>(b, x[pair], i, sum[1][pair]);
+      }
+    }
     ring.release(at, count, shift);
-    if (c >= tokens) continue;
-    float* to = sums + ((first + r) << tokens_shift) + c;
-    if (r < count) to[0] = even[0] + even[1] + odd[0] + odd[1];
-    if (r + 8 < count) to[8 << tokens_shift] = even[2] + even[3] + odd[2] + odd[3];
+#pragma unroll
+    for (int pair = 0; pair < kPairs; ++pair) {
+      if (2 * pair >= tokens) break;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float(&d)[4] = sum[half][pair];
+        float v = c % 2 == 0 ? d[0] + d[1] : d[2] + d[3];
+        v += __shfl_xor_sync(~0u, v, 1);
+        const int row = r + half * 8, t = 2 * pair + c / 2;
+        if (c % 2 == 0 && row < count && t < tokens) sums[((first + row) << tokens_shift) + t] = v;
+      }
+    }
   }
 }
 

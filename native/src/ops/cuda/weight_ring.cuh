@@ -9,11 +9,14 @@
 
 namespace m4j::cuda {
 
+#ifndef M4J_WARPS
+#define M4J_WARPS 8
+#endif
 constexpr int kWarps = M4J_WARPS;        // that compute; one more fetches
 constexpr int kMaxStages = 64;    // of the ring
 constexpr int kMaxRowsShift = 4;  // log2 of the rows of a stage
 
-// The part [begin, begin + count) of n items that this block works on.
+// The part [begin, begin + count) of n items, n * gridDim.x < 2^32, that this block works on.
 struct Share {
   int begin, count;
 
@@ -21,7 +24,7 @@ struct Share {
   __device__ explicit Share(int n) : begin(bound(n, blockIdx.x)), count(bound(n, blockIdx.x + 1) - begin) {}
 
  private:
-  static __device__ int bound(int n, unsigned block) { return static_cast<int>(static_cast<int64_t>(n) * block / gridDim.x); }
+  static __device__ int bound(int n, unsigned block) { return static_cast<int>(static_cast<unsigned>(n) * block / gridDim.x); }
 };
 
 // Asks for memory that will be read soon, widened to what a prefetch can name: `p` lies in an array that begins and ends
@@ -39,95 +42,96 @@ __device__ inline void prefetch(const void* p, int64_t bytes) {
 // bytes of each of two rows meet no bank twice.
 __host__ __device__ inline int row_pitch(int row_bytes) { return (row_bytes + 63) / 128 * 128 + 64; }
 
-// The next stage, and how often the ring has gone round.
+// The next stage and tile, and how many stages lie behind.
 struct RingPosition {
   int stage = 0;
-  unsigned round = 0;
+  unsigned tile = 0, passed = 0;
 };
 
-// Stages are handed back by all warps that compute, each of which first waits for all rows to have arrived, whether it
-// reads them or not: otherwise it could hand back the same stage twice before another warp has once.
+// A tile is some rows that arrive together; it takes whole stages, of 1 << shift rows each. Every warp waits for every
+// tile, whether it reads it or not: otherwise it could hand back what has not arrived yet.
 struct Ring {
   char* data;       // [stages, stage_bytes]
-  uint64_t* full;   // [stages] mbarriers: the rows have arrived
-  uint64_t* empty;  // [stages] mbarriers: all warps have used them
+  uint64_t* full;   // [kMaxStages] mbarriers: tile n has arrived, n modulo kMaxStages
+  unsigned* handed_back;  // [kWarps] stages that each warp does not need any more
   int stages, stage_bytes;
 
   __device__ void init() const {
+    const int tid = static_cast<int>(threadIdx.x);
+    if (tid < kWarps) handed_back[tid] = 0;
 #if __CUDA_ARCH__ >= 900
-    for (int i = static_cast<int>(threadIdx.x); i < stages; i += static_cast<int>(blockDim.x)) {
-      asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(full + i)) : "memory");
-      asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(empty + i)), "n"(kWarps) : "memory");
-    }
+    if (tid < kMaxStages) asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(full + tid)) : "memory");
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
     __syncthreads();
   }
 
-  // Rows of a tile: what half of the ring holds, but no more than `most`.
-  __device__ int tile_rows(int shift, int most) const { return min(stages / 2 << shift, most); }
-
-  __device__ void advance(RingPosition& at, int count) const {
-    at.stage += count;
-    if (at.stage >= stages) {
-      at.stage -= stages;
-      ++at.round;
-    }
+  // The place of row `row` of the next tile.
+  __device__ char* row(const RingPosition& at, int row, int pitch, int shift) const {
+    int stage = at.stage + (row >> shift);
+    if (stage >= stages) stage -= stages;
+    return data + stage * stage_bytes + (row & ((1 << shift) - 1)) * pitch;
   }
 
-  // By one thread: `rows` rows that lie one after the other in memory, 1 << shift to a stage.
-  __device__ void fetch(RingPosition& at, const char* from, int row_bytes, int rows, int shift) const {
+  // By the fetching warp: `rows` rows that lie one after the other in memory, as tiles of `tile` rows. The stages up to
+  // `free` of all stages of the step are known to be free.
+  __device__ void fetch(RingPosition& at, unsigned& free, const char* from, int row_bytes, int rows, int shift, int tile) const {
 #if __CUDA_ARCH__ >= 900
-    const int pitch = row_pitch(row_bytes);
-    for (int r = 0; r < rows; r += 1 << shift) {
-      const int count = min(1 << shift, rows - r);
-      wait(empty + at.stage, at.round + 1);
-      const uint32_t barrier = shared_address(full + at.stage);
-      uint32_t to = shared_address(data) + static_cast<uint32_t>(at.stage * stage_bytes);
-      asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(count * row_bytes) : "memory");
-      for (int i = 0; i < count; ++i) {
-        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
-                     "l"(from), "r"(row_bytes), "r"(barrier)
-                     : "memory");
-        to += static_cast<uint32_t>(pitch);
-        from += row_bytes;
+    const int lane = static_cast<int>(threadIdx.x) % kWarp, pitch = row_pitch(row_bytes);
+#pragma unroll 1
+    for (int first = 0; first < rows; first += tile) {
+      const int count = min(tile, rows - first), taken = stages_of(count, shift);
+      while (static_cast<int>(at.passed + taken - free) > 0) {
+        unsigned back = 0;
+        const uint32_t place = shared_address(handed_back + min(lane, kWarps - 1));
+        asm volatile("ld.acquire.cta.shared.u32 %0, [%1];" : "=r"(back) : "r"(place) : "memory");
+        free = at.passed - __reduce_max_sync(~0u, at.passed - back) + static_cast<unsigned>(stages);
       }
-      advance(at, 1);
+      const uint32_t barrier = shared_address(full + at.tile % kMaxStages);
+      if (lane == 0) {
+        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(count * row_bytes) : "memory");
+      }
+      __syncwarp();
+      if (lane < count) {
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                         shared_address(row(at, lane, pitch, shift))),
+                     "l"(from + static_cast<int64_t>(first + lane) * row_bytes), "r"(row_bytes), "r"(barrier)
+                     : "memory");
+      }
+      advance(at, taken);
     }
 #endif
   }
 
-  // Row `row` of those from `at` on, when it has arrived.
-  __device__ const char* arrive(const RingPosition& at, int row, int row_bytes, int shift) const {
-    RingPosition p = at;
-    advance(p, row >> shift);
-    wait(full + p.stage, p.round);
-    return data + p.stage * stage_bytes + (row & ((1 << shift) - 1)) * row_pitch(row_bytes);
-  }
-
-  // By a whole warp that is done with `rows` rows; moves on to those behind them.
-  __device__ void release(RingPosition& at, int rows, int shift) const {
-    const int count = (rows + (1 << shift) - 1) >> shift;
-#if __CUDA_ARCH__ >= 900
-    __syncwarp();
-    for (int i = static_cast<int>(threadIdx.x) % kWarp; i < count; i += kWarp) {
-      RingPosition p = at;
-      advance(p, i);
-      asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(empty + p.stage)) : "memory");
-    }
-#endif
-    advance(at, count);
-  }
-
- private:
-  static __device__ void wait(uint64_t* barrier, unsigned round) {
+  // By a whole warp: until the next tile is there.
+  __device__ void wait(const RingPosition& at) const {
 #if __CUDA_ARCH__ >= 900
     asm volatile(
         "{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra over;\nbra "
-        "again;\nover:\n}" ::"r"(shared_address(barrier)),
-        "r"(round & 1)
+        "again;\nover:\n}" ::"r"(shared_address(full + at.tile % kMaxStages)),
+        "r"(at.tile / kMaxStages & 1)
         : "memory");
 #endif
+  }
+
+  // By a whole warp that is done with a tile of `rows` rows; moves on to the next.
+  __device__ void release(RingPosition& at, int rows, int shift) const {
+    advance(at, stages_of(rows, shift));
+    __syncwarp();
+    if (threadIdx.x % kWarp == 0) {
+      const uint32_t place = shared_address(handed_back + threadIdx.x / kWarp);
+      asm volatile("st.release.cta.shared.u32 [%0], %1;" ::"r"(place), "r"(at.passed) : "memory");
+    }
+  }
+
+ private:
+  static __device__ int stages_of(int rows, int shift) { return (rows + (1 << shift) - 1) >> shift; }
+
+  __device__ void advance(RingPosition& at, int count) const {
+    at.stage += count;
+    if (at.stage >= stages) at.stage -= stages;
+    at.passed += static_cast<unsigned>(count);
+    ++at.tile;
   }
 };
 
