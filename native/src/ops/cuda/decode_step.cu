@@ -118,7 +118,8 @@ class Step {
  public:
   __device__ Step(const DecodeStepArgs& args, const Exchange& exchange, const SharedLayout& shape, const Ring& weights, char* shared)
       : a(args), e(exchange), l(shape), ring(weights), base(shared), channels(args.d_inner),
-        smalls(small_size(args)), outputs(args.d_model) {
+        smalls(small_size(args)), outputs(args.d_model), model_slice(slice_of_warp(args.d_model, 1)),
+        inner_slice(slice_of_warp(args.d_inner, kMamba2 ? args.n_groups : 1)) {
     const int tid = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
     // Pointers of all layers: fetched one by one they would cost each phase a trip to memory.
     auto* to = reinterpret_cast<uint64_t*>(base);
@@ -179,24 +180,23 @@ class Step {
   __device__ void run() {
     init_residual();
 #pragma unroll 1
-    for (int layer = 0; layer <= a.n_layer; ++layer) {
-      const bool last = layer == a.n_layer;
-      const DecodeLayer& w = layers[last ? 0 : layer];
-      if (last && a.logits == nullptr) break;
-      held = Vector::kNone;
-#pragma unroll 1
-      for (int phase = last ? kHead : 0; phase <= (last ? kHead : kOut); ++phase) {
-        if (phase == kOut && channels.count > 0) {
-          if constexpr (kMamba2) {
-            ssd(w, layer);
-          } else {
-            scan(w, layer);
-          }
+    for (int layer = 0; layer < a.n_layer; ++layer) {
+      const DecodeLayer& w = layers[layer];
+      if constexpr (kMamba2) product<kSmall>(w, layer);
+      product<kX>(w, layer);
+      product<kZ>(w, layer);
+      if constexpr (!kMamba2) product<kSmall>(w, layer);
+      STAMP(4);
+      if (channels.count > 0) {
+        if constexpr (kMamba2) {
+          ssd(w, layer);
+        } else {
+          scan(w, layer);
         }
-        STAMP(phase * 8 + 0);
-        product(phase, w, layer);
       }
+      product<kOut>(w, layer);
     }
+    if (a.logits != nullptr) product<kHead>(layers[0], a.n_layer);
     STAMP_END();
   }
 
@@ -204,20 +204,23 @@ class Step {
   // The matrix products of a layer, and the head. A block's rows of x and z are those of its own channels.
   static constexpr int kX = kMamba2 ? 1 : 0, kZ = kX + 1, kSmall = kMamba2 ? 0 : 2, kOut = 3, kHead = 4;
 
-  // What a product reads.
-  enum class Vector { kNone, kX, kU, kY };
-
   __device__ int tokens() const { return kTokens == 1 ? 1 : a.tokens; }
   __device__ int shift() const { return kTokens == 1 ? 0 : tokens_shift(a.tokens); }
+
+  // Of the matrix, of this product's part of it.
+  __device__ int first_row(int phase) const {
+    if (kMamba2 && phase == kSmall) return 2 * a.d_inner;
+    return phase == (kMamba2 ? kX : kZ) ? a.d_inner : 0;
+  }
 
   __device__ Product describe(int phase) const {
     const int E = a.d_inner, D = a.d_model;
     constexpr int kInProj = offsetof(DecodeLayer, in_proj);
     switch (phase) {
-      case kX: return {kInProj, kMamba2 ? E : 0, channels.begin, channels.count, D, l.model.shift, l.model.rows};
-      case kZ: return {kInProj, kMamba2 ? 0 : E, channels.begin, channels.count, D, l.model.shift, l.model.rows};
+      case kX: return {kInProj, first_row(kX), channels.begin, channels.count, D, l.model.shift, l.model.rows};
+      case kZ: return {kInProj, first_row(kZ), channels.begin, channels.count, D, l.model.shift, l.model.rows};
       case kSmall:
-        if (kMamba2) return {kInProj, 2 * E, smalls.begin, smalls.count, D, l.model.shift, l.model.rows};
+        if (kMamba2) return {kInProj, first_row(kSmall), smalls.begin, smalls.count, D, l.model.shift, l.model.rows};
         return {offsetof(DecodeLayer, x_proj), 0, smalls.begin, smalls.count, E, l.inner.shift, l.inner.rows};
       case kOut: return {offsetof(DecodeLayer, out_proj), 0, outputs.begin, outputs.count, E, l.inner.shift, l.inner.rows};
       default: {
@@ -300,54 +303,58 @@ class Step {
   // float16 ends at 65504, which a residual stream may exceed: it is scaled down before the norm.
   static constexpr float kScale = std::is_same_v<W, __half> ? 0x1p-6f : 1;
 
+  // What all warps need for a product of this block's rows: x and u of the layer, y of Mamba-1 and Mamba-2.
+  template <int kPhase>
+  static constexpr bool kInner = kPhase == kOut || (!kMamba2 && kPhase == kSmall);
+  template <int kPhase>
+  static constexpr bool kNormed = !kInner<kPhase> || kMamba2;
+
   // Rows of one product, their sums handed over, stored, or kept for the scan.
-  __device__ void product(int phase, const DecodeLayer& w, int layer) {
-    const Product& p = at<Product>(l.products)[phase];
-    const int rows = p.count;
-    if (rows == 0) return;
-    const Vector source = phase == kOut ? Vector::kY : !kMamba2 && phase == kSmall ? Vector::kU : Vector::kX;
-    const int groups = kMamba2 && phase == kOut ? a.n_groups : 1;
-    const bool normed = source == Vector::kX || (kMamba2 && source == Vector::kY);
+  template <int kPhase>
+  __device__ void product(const DecodeLayer& w, int layer) {
+    const Share share = kPhase == kOut ? outputs : kPhase == kSmall ? smalls : kPhase == kHead ? Share(a.vocab_size) : channels;
+    if (share.count == 0) return;
     const int tid = static_cast<int>(threadIdx.x), warp = tid / kWarp, t = tid & ((1 << shift()) - 1);
-    const Slice slice = slice_of_warp(p.columns, groups);
+    const Slice& slice = kInner<kPhase> ? inner_slice : model_slice;
+    const SharedLayout::Tiles& tiles = kInner<kPhase> ? l.inner : l.model;
+    const int row_bytes = (kInner<kPhase> ? a.d_inner : a.d_model) * static_cast<int>(sizeof(W));
     const int pass_rows = kTokens == 1 ? 64 : 32;
 #pragma unroll 1
-    for (int first = 0; first < rows; first += pass_rows) {
-      const int count = min(pass_rows, rows - first), row = first + (tid >> shift());
+    for (int first = 0; first < share.count; first += pass_rows) {
+      const int count = min(pass_rows, share.count - first), mine = first + (tid >> shift()), row = share.begin + mine;
       const bool own = tid < count << shift() && t < tokens();
       Operands operands{};
-      if (own) operands = load_operands(phase, w, layer, p.first + p.begin + row, p.begin + row, t);
+      if (own) operands = load_operands<kPhase>(w, layer, row, t);
       float squares[kTokens] = {};
-      const bool fresh = held != source;
-      if (fresh) {
-        receive_vector(source, phase, w, layer, slice, squares);
-        held = source;
-        buffer ^= 1;
-      }
-      STAMP(phase * 8 + 1);
+      // x and z read the same vector, and so do B, C, dt of Mamba-2.
+      const bool fresh = first == 0 && kPhase != kZ && !(kMamba2 && kPhase == kX && smalls.count > 0);
+      STAMP(kPhase * 8 + 8);
+      if (fresh) receive_vector<kPhase>(w, layer, squares);
+      STAMP(kPhase * 8 + 9);
       float* sums = at<float>(l.sums) + sums_buffer * kWarps * kSums;
-      multiply<W, (kTokens + 1) / 2>(ring, ring_at, slice, fragments(), stride(), tokens(), shift(), count,
-                                     p.columns * static_cast<int>(sizeof(W)), p.shift, p.tile, sums + warp * kSums);
-      STAMP(phase * 8 + 2);
-      if (fresh && normed) store_squares(squares);
+      multiply<W, (kTokens + 1) / 2>(ring, ring_at, slice, fragments(), stride(), tokens(), shift(), count, row_bytes, tiles.shift,
+                                     tiles.rows, sums + warp * kSums);
+      STAMP(kPhase * 8 + 10);
+      if (kNormed<kPhase> && fresh) {
+        buffer ^= 1;
+        store_squares(squares);
+      }
       block_barrier();
-      STAMP(phase * 8 + 3);
-      if (own) finish(phase, layer, row, p.begin + row, t, total(sums + tid, t, groups, normed, slice_size(p.columns, groups)), operands);
+      STAMP(kPhase * 8 + 11);
+      if (own) finish<kPhase>(layer, mine, row, t, total<kPhase>(sums + tid, t), operands);
       sums_buffer ^= 1;
-      STAMP(phase * 8 + 4);
+      STAMP(kPhase * 8 + 12);
     }
   }
-  static __device__ int slice_size(int columns, int groups) { return groups == 1 ? columns : columns / groups; }
 
-  __device__ void receive_vector(Vector source, int phase, const DecodeLayer& w, int layer, const Slice& slice,
-                                 float (&squares)[kTokens]) {
-    const float* norm = phase == kHead ? a.norm_f : w.norm;
-    if (source == Vector::kX && layer == 0) return receive_embedding(norm, slice, squares);
-    const auto tag = static_cast<unsigned>(layer);
-    const bool x = source == Vector::kX;
-    receive<W, kTokens>(x ? e.x : source == Vector::kU ? e.u : e.y, x ? a.d_model : a.d_inner, x ? tag : tag + 1,
-               x ? norm : kMamba2 ? w.mixer_norm : nullptr, x || kMamba2 ? kScale : 1, slice, tokens(), fragments(),
-                        stride(), squares);
+  template <int kPhase>
+  __device__ void receive_vector(const DecodeLayer& w, int layer, float (&squares)[kTokens]) {
+    constexpr bool kX1 = !kInner<kPhase>;  // the residual stream
+    const float* norm = kPhase == kHead ? a.norm_f : kX1 ? w.norm : kMamba2 ? w.mixer_norm : nullptr;
+    if (kX1 && kPhase != kHead && layer == 0) return receive_embedding(norm, model_slice, squares);
+    receive<W, kTokens>(kX1 ? e.x : kPhase == kOut ? e.y : e.u, kX1 ? a.d_model : a.d_inner,
+                        static_cast<unsigned>(kX1 ? layer : layer + 1), norm, kNormed<kPhase> ? kScale : 1,
+                        kX1 ? model_slice : inner_slice, tokens(), fragments(), stride(), squares);
   }
 
   // As receive().
@@ -379,18 +386,30 @@ class Step {
   }
 
   // What the warps' slices add up to, each group of columns divided by its root mean square if they were normed.
-  __device__ float total(const float* sums, int t, int groups, bool normed, int size) const {
+  template <int kPhase>
+  __device__ float total(const float* sums, int t) const {
     const float* squares = at<float>(l.squares) + buffer * kWarps * kMaxDecodeTokens + t;
-    const int warps = warps_of_group(groups);
-    float result = 0;
-    for (int g = 0; g < groups; ++g) {
-      float sum = 0, square = 0;
-#pragma unroll 4
-      for (int w = g * warps; w < (g + 1) * warps; ++w) {
+    const int groups = kMamba2 && kPhase == kOut ? a.n_groups : 1;
+    const auto part = [&](float sum, float square, int size) {
+      return kNormed<kPhase> ? sum * rsqrtf(square / static_cast<float>(size) + a.norm_eps) * (1 / kScale) : sum;
+    };
+    float sum = 0, square = 0;
+    if (groups == 1) {
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
         sum += sums[w * kSums];
-        if (normed) square += squares[w * kMaxDecodeTokens];
+        if (kNormed<kPhase>) square += squares[w * kMaxDecodeTokens];
       }
-      result += normed ? sum * rsqrtf(square / static_cast<float>(size) + a.norm_eps) * (1 / kScale) : sum;
+      return part(sum, square, kInner<kPhase> ? a.d_inner : a.d_model);
+    }
+    float result = 0;
+#pragma unroll 1
+    for (int w = 0; w < groups * warps_of_group(groups); ++w) {
+      sum += sums[w * kSums];
+      square += squares[w * kMaxDecodeTokens];
+      if ((w + 1) % warps_of_group(groups) != 0) continue;
+      result += part(sum, square, a.d_inner / groups);
+      sum = square = 0;
     }
     return result;
   }
@@ -401,18 +420,18 @@ class Step {
   };
 
   // The channel of the convolution that a row of the product feeds, or -1.
-  __device__ int conv_channel(int phase, int row) const {
-    if (phase == kX) return row;
-    return kMamba2 && phase == kSmall && row < 2 * a.n_groups * a.d_state ? a.d_inner + row : -1;
+  template <int kPhase>
+  __device__ int conv_channel(int row) const {
+    if (kPhase == kX) return row;
+    return kMamba2 && kPhase == kSmall && row < 2 * a.n_groups * a.d_state ? a.d_inner + row : -1;
   }
 
-  // `row` counts from the first of all blocks' part of the matrix, `matrix_row` from its own.
-  __device__ Operands load_operands(int phase, const DecodeLayer& w, int layer, int matrix_row, int row, int t) const {
+  template <int kPhase>
+  __device__ Operands load_operands(const DecodeLayer& w, int layer, int row, int t) const {
     Operands o{};
-    const bool in_proj = phase == kX || phase == kZ || (kMamba2 && phase == kSmall);
-    const float* bias = in_proj ? w.in_proj_bias : phase == kOut ? w.out_proj_bias : nullptr;
-    if (bias != nullptr) o.bias = bias[matrix_row];
-    const int c = conv_channel(phase, row), C = conv_channels();
+    if (kPhase == kOut && w.out_proj_bias != nullptr) o.bias = w.out_proj_bias[row];
+    if (!kInner<kPhase> && kPhase != kHead && w.in_proj_bias != nullptr) o.bias = w.in_proj_bias[first_row(kPhase) + row];
+    const int c = conv_channel<kPhase>(row), C = conv_channels();
     if (c < 0) return o;
 #pragma unroll
     for (int k = 0; k < kMaxConv; ++k) {
@@ -438,23 +457,26 @@ class Step {
   }
 
   // `mine` is the row among those of this block, `row` that among all blocks'.
-  __device__ void finish(int phase, int layer, int mine, int row, int t, float sum, const Operands& o) {
+  template <int kPhase>
+  __device__ void finish(int layer, int mine, int row, int t, float sum, const Operands& o) {
     float v = sum + o.bias;
-    const int i = mine << shift() | t, c = conv_channel(phase, row);
+    const int i = mine << shift() | t, c = conv_channel<kPhase>(row);
+    const auto tag = static_cast<unsigned>(layer) + 1;
     if (c >= 0) v = convolve(layer, c, t, v, o);
-    if (phase == kHead) {
+    if constexpr (kPhase == kHead) {
       a.logits[static_cast<int64_t>(t) * a.vocab_size + row] = v;
-      return;
-    }
-    if (phase == kX) at<float>(l.u)[i] = v;
-    if (phase == kZ) at<float>(l.z)[i] = v;
-    if (phase == kOut) {
+    } else if constexpr (kPhase == kZ) {
+      at<float>(l.z)[i] = v;
+    } else if constexpr (kPhase == kX) {
+      if (!kMamba2) publish(e.u + t * a.d_inner + row, v, tag);
+      at<float>(l.u)[i] = v;
+    } else if constexpr (kPhase == kSmall) {
+      publish(e.small + t * small_size(a) + row, v, tag);
+    } else {
       v += at<float>(l.residual)[i];
+      publish(e.x + t * a.d_model + row, v, tag);
       at<float>(l.residual)[i] = v;
     }
-    if (phase == kZ || (kMamba2 && phase == kX)) return;
-    Packet* to = phase == kSmall ? e.small + t * small_size(a) : phase == kOut ? e.x + t * a.d_model : e.u + t * a.d_inner;
-    publish(to + row, v, static_cast<unsigned>(layer) + 1);
   }
 
   // ---- Scan ----------------------------------------------------------------------------------------------------------
@@ -625,10 +647,10 @@ class Step {
   const Ring& ring;
   char* const base;  // of shared memory
   const Share channels, smalls, outputs;
+  const Slice model_slice, inner_slice;
   const DecodeLayer* layers;
   RingPosition ring_at;
   unsigned ring_free = static_cast<unsigned>(ring.stages);  // of the warp that fetches
-  Vector held = Vector::kNone;  // whose fragments are there
 #ifdef M4J_STAMPS
   int stamp_n = 0;
 #endif

@@ -59,34 +59,38 @@ __device__ void receive(const Packet* from, int size, unsigned tag, const float*
       if (at.ends(tokens, slice.size)) break;
       g[j] = weight != nullptr && at.k < mine ? *reinterpret_cast<const float2*>(weights + at.k) : float2{1, 1};
     }
-    for (;;) {
+#pragma unroll
+    for (auto& two : v) two[0] = two[1] = packet(0, tag - 1);
+    for (bool missing = true; __any_sync(~0u, missing);) {
       at = first;
 #pragma unroll
       for (int j = 0; j < kBatch; ++j, at.next(slice.size)) {
         if (at.ends(tokens, slice.size)) break;
-        v[j][0] = v[j][1] = packet(0, tag);
-        if (at.k < mine) look(begin + at.t * size + at.k, v[j]);
+        if (at.k < mine && !(has_tag(v[j][0], tag) && has_tag(v[j][1], tag))) look(begin + at.t * size + at.k, v[j]);
       }
       at = first;
-      bool missing = false;
+      missing = false;
 #pragma unroll
       for (int j = 0; j < kBatch; ++j, at.next(slice.size)) {
         if (at.ends(tokens, slice.size)) break;
-        missing |= !has_tag(v[j][0], tag) || !has_tag(v[j][1], tag);
+        missing |= at.k < mine && !(has_tag(v[j][0], tag) && has_tag(v[j][1], tag));
       }
-      if (!__any_sync(~0u, missing)) break;
+#ifdef M4J_PROBE
       // Until one packet is there, only that is asked for, so that weights have the way.
-      while (!has_tag(look(from + first.t * size + slice.begin + slice.size - 1), tag)) {
+      if (__any_sync(~0u, missing) && slice.size * tokens > M4J_PROBE) {
+        while (!has_tag(look(from + first.t * size + slice.begin + slice.size - 1), tag)) {
+        }
       }
+#endif
     }
     at = first;
 #pragma unroll
     for (int j = 0; j < kBatch; ++j, at.next(slice.size)) {
       if (at.ends(tokens, slice.size)) break;
+      if (at.k >= mine) continue;
       const float a = value_of(v[j][0]), b = value_of(v[j][1]), both = fmaf(a, a, b * b);
 #pragma unroll
       for (int t = 0; t < kTokens; ++t) squares[t] += kTokens == 1 || at.t == t ? both : 0;
-      if (at.k >= mine) continue;
       put_fragment<W>(fragments + at.t * stride, at.k + 2 * lane, a * (g[j].x * factor), b * (g[j].y * factor));
     }
     first = at;

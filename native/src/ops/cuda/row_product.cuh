@@ -63,72 +63,73 @@ __device__ inline void mma_tf32(float (&d)[4], const float4& a, float b0, float 
 }
 __device__ inline float leading(float v) { return __uint_as_float(__float_as_uint(v) & 0xffffe000u); }
 
-// Part `part` of 64 bytes of a row, of which a lane has 16, times two vectors, of which it has the column lane / 4.
+// 16 bytes of a row times two vectors, of which a lane has the column lane / 4, at `x`.
 template <typename W>
-__device__ void multiply_part(const uint4& a, const char* x, int part, float (&sum)[4]) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+__device__ void multiply_piece(const uint4& a, const uint2& x, float (&sum)[4]) {
   if constexpr (sizeof(W) == 2) {
-    const uint2 v = x == nullptr ? uint2{0, 0} : *reinterpret_cast<const uint2*>(x + part * kFragment);
-    mma<W>(sum, {a.x, a.y, a.z, a.w}, v.x, v.y);
+    mma<W>(sum, {a.x, a.y, a.z, a.w}, x.x, x.y);
   } else {
-    const float2 v = x == nullptr ? float2{0, 0} : *reinterpret_cast<const float2*>(x + part * kFragment / 2);
-    const bool low = lane / 4 % 2 != 0;
-    const float b0 = low ? v.x - leading(v.x) : v.x, b1 = low ? v.y - leading(v.y) : v.y;
-    const float4 w = *reinterpret_cast<const float4*>(&a);
+    const bool low = threadIdx.x / 4 % 2 != 0;
+    const float x0 = __uint_as_float(x.x), x1 = __uint_as_float(x.y);
+    const float b0 = low ? x0 - leading(x0) : x0, b1 = low ? x1 - leading(x1) : x1;
+    const float4 w = {__uint_as_float(a.x), __uint_as_float(a.y), __uint_as_float(a.z), __uint_as_float(a.w)};
     const float4 high = {leading(w.x), leading(w.y), leading(w.z), leading(w.w)};
     mma_tf32(sum, high, b0, b1);
     mma_tf32(sum, {w.x - high.x, w.y - high.y, w.z - high.z, w.w - high.w}, b0, b1);
   }
 }
 
-// The warp's part of the products of the next `rows` rows of the ring, `tile` at a time, with vectors that lie `stride` bytes apart in shared
-// memory; sums[row << tokens_shift | token].
+// The warp's part of the products of the next `rows` rows of the ring, `tile` at a time, with vectors that lie `stride`
+// bytes apart in shared memory; sums[row << tokens_shift | token].
 template <typename W, int kPairs>
 __device__ void multiply(const Ring& ring, RingPosition& at, const Slice& slice, const char* fragments, int stride,
                          int tokens, int tokens_shift, int rows, int row_bytes, int shift, int tile, float* sums) {
-  constexpr int kPartBytes = 64, kParts = kChunk * static_cast<int>(sizeof(W)) / kPartBytes;
+  // 64 bytes of a row, of which a lane has 16, and what they are multiplied with.
+  constexpr int kPiece = 64, kPieces = kChunk * static_cast<int>(sizeof(W)) / kPiece, kStep = kFragment / kPieces;
+  constexpr int kAhead = 4;  // pieces loaded before the first is used
   const int lane = static_cast<int>(threadIdx.x) % kWarp, r = lane / 4, c = lane % 4;
-  const int pitch = row_pitch(row_bytes);
+  const int pitch = row_pitch(row_bytes), offset = slice.begin * static_cast<int>(sizeof(W)) + c * 16;
+  const int pieces = slice.chunks * kPieces;
   const int bytes = slice.size * static_cast<int>(sizeof(W)) - c * 16;  // from the lane's first on
-  const char* x[kPairs];
-#pragma unroll
-  for (int pair = 0; pair < kPairs; ++pair) {
-    const int vector = 2 * pair + r / 4;
-    const int place = (sizeof(W) == 2 ? r % 2 * (kFragment / 2) : 0) + c * 16 + r / 2 % 2 * 8;
-    x[pair] = vector < tokens ? fragments + vector * stride + place : nullptr;
-  }
+  const char* x = fragments + r / 4 * stride + (sizeof(W) == 2 ? r % 2 * (kFragment / 2) : 0) + c * 16 + r / 2 % 2 * 8;
 #pragma unroll 1
   for (int first = 0; first < rows; first += tile) {
     const int count = min(tile, rows - first);
-    const int offset = slice.begin * static_cast<int>(sizeof(W)) + c * 16;
     const char* upper = ring.row(at, min(r, count - 1), pitch, shift) + offset;
     const char* lower = ring.row(at, min(r + 8, count - 1), pitch, shift) + offset;
-    float sum[2][kPairs][4] = {};
+    float sum[2][2][kPairs][4] = {};  // of alternating pieces, so that one product need not wait for the last
     ring.wait(at);
-#pragma unroll 2
-    for (int i = 0; i < slice.chunks * kParts; ++i) {
-      uint4 a = {}, b = {};
-      if (i * kPartBytes < bytes) {  // what lies behind may be no number
-        a = *reinterpret_cast<const uint4*>(upper + i * kPartBytes);
-        b = *reinterpret_cast<const uint4*>(lower + i * kPartBytes);
-      }
+#pragma unroll 1
+    for (int i = 0; i < pieces; i += kAhead) {
 #pragma unroll
-      for (int pair = 0; pair < kPairs; ++pair) {
-        if (2 * pair >= tokens) break;
-        multiply_part<W>(a, x[pair], i, sum[0][pair]);
-        multiply_part<W>(b, x[pair], i, sum[1][pair]);
+      for (int j = 0; j < kAhead; ++j) {
+        uint4 a = {}, b = {};
+        const bool inside = (i + j) * kPiece < bytes;  // what lies behind may be no number
+        if (inside) {
+          a = *reinterpret_cast<const uint4*>(upper + (i + j) * kPiece);
+          b = *reinterpret_cast<const uint4*>(lower + (i + j) * kPiece);
+        }
+#pragma unroll
+        for (int pair = 0; pair < kPairs; ++pair) {
+          if (2 * pair >= tokens) break;
+          uint2 v = {};
+          if (inside && 2 * pair + r / 4 < tokens) v = *reinterpret_cast<const uint2*>(x + 2 * pair * stride + (i + j) * kStep);
+          multiply_piece<W>(a, v, sum[0][j % 2][pair]);
+          multiply_piece<W>(b, v, sum[1][j % 2][pair]);
+        }
       }
     }
     ring.release(at, count, shift);
 #pragma unroll
     for (int pair = 0; pair < kPairs; ++pair) {
       if (2 * pair >= tokens) break;
+      const int t = 2 * pair + c / 2;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const float(&d)[4] = sum[half][pair];
-        float v = c % 2 == 0 ? d[0] + d[1] : d[2] + d[3];
+        const float(&d)[4] = sum[half][0][pair], (&e)[4] = sum[half][1][pair];
+        float v = c % 2 == 0 ? d[0] + d[1] + (e[0] + e[1]) : d[2] + d[3] + (e[2] + e[3]);
         v += __shfl_xor_sync(~0u, v, 1);
-        const int row = r + half * 8, t = 2 * pair + c / 2;
+        const int row = r + half * 8;
         if (c % 2 == 0 && row < count && t < tokens) sums[((first + row) << tokens_shift) + t] = v;
       }
     }
