@@ -1,107 +1,14 @@
-#include <algorithm>
-#include <cstddef>
-
 #include "ops/cuda/decode_step.h"
-#include "ops/cuda/exchange.cuh"
+
+#include <cstddef>
+#include <type_traits>
+
+#include "ops/cuda/decode_layout.cuh"
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/math.cuh"
 
-
-#ifdef M4J_STAMPS
-#include <cstdio>
-#include <map>
-#include <string>
-namespace {
-struct Stamps {
-  unsigned long long* data = nullptr;
-  Stamps() {}
-  void make() { if (data == nullptr) { cudaMallocHost(&data, 8 * 65536); } }
-  void print(const char* name) {
-    if (data == nullptr) return;
-    if (data[0] == 0) return;
-    std::map<int, std::pair<double, int>> sum;
-    const int n = (int)data[0];
-    for (int i = 20; i < n; ++i) {
-      const int from = (int)(data[i] >> 48), to = (int)(data[i + 1] >> 48);
-      auto& s = sum[from * 100 + to];
-      s.first += (double)((data[i + 1] & 0xffffffffffffull) - (data[i] & 0xffffffffffffull));
-      s.second++;
-    }
-    std::printf("stamps %s: %d, total %.0f cycles\n", name, n, (double)((data[n] & 0xffffffffffffull) - (data[1] & 0xffffffffffffull)));
-    for (auto& [k, v] : sum) std::printf("  %2d.%d -> %2d.%d  x%4d  mean %7.0f cycles\n", k / 100 / 8, k / 100 % 8, k % 100 / 8, k % 100 % 8, v.second, v.first / v.second);
-    std::fflush(stdout);
-  }
-};
-Stamps stamps_;
-}
-#define STAMP(id) do { if (threadIdx.x == 0 && blockIdx.x == 60 && stamp_n < 65000) a.stamps[++stamp_n] = (unsigned long long)(id) << 48 | (clock64() & 0xffffffffffffull); } while (0)
-#define STAMP_END() do { if (threadIdx.x == 0 && blockIdx.x == 60) a.stamps[0] = stamp_n; } while (0)
-#else
-#define STAMP(id)
-#define STAMP_END()
-#endif
-
 namespace m4j::cuda {
 namespace {
-
-constexpr int kThreads = kWarp * kWarps;
-constexpr int kMinStages = 4;  // of the ring
-constexpr int kMaxConv = 4;    // d_conv
-constexpr int kSums = 128;     // of rows and tokens that a block adds up at a time, at most; a thread each
-constexpr int kLanes = 8;      // that share a channel of the scan, or a row of the SSD's state
-constexpr int kRowsOfWarp = kWarp / kLanes;
-constexpr int kProducts = 5;   // kinds of them
-constexpr int kMaxRank = 4 * kLanes * 8;   // padded dt_rank: four times 8 columns a lane
-constexpr int kMaxScanState = 2 * kLanes;  // d_state of the scan: two a lane
-constexpr int kLayerWords = sizeof(DecodeLayer) / sizeof(uint64_t);
-
-// Vectors that blocks hand to each other; see exchange.cuh.
-struct Exchange {
-  Packet* x;      // [T, D] residual stream
-  Packet* u;      // Mamba-1: [T, E] output of the convolution
-  Packet* small;  // [T, small_size]
-  Packet* y;      // [T, E] gated output of the scan
-};
-
-// Where things lie in shared memory, in bytes, and how the ring of weights is divided.
-struct SharedLayout {
-  int slots, embeddings, products, rows, sums, squares, u, z, residual, small, fragments, barriers, ring;
-  int warp_chunks;  // of fragments, for each warp
-  int stages, stage_bytes;
-  // Rows of d_model or d_inner columns, rows of states: log2 of how many fill a stage, and how many are a tile.
-  struct Tiles {
-    int shift, rows;
-  } model, inner, state;
-};
-
-// This block's part of a matrix.
-struct Product {
-  int matrix;              // place of its pointer in a DecodeLayer, in bytes
-  int first, begin, count;  // first row of all blocks' part, then of this block's from there
-  int columns, shift, tile;
-};
-
-// What every block needs of a layer besides its own channels: dt, B, C of Mamba-1; B, C, dt of Mamba-2.
-__host__ __device__ int small_size(const DecodeStepArgs& a) {
-  return a.mamba2 ? 2 * a.n_groups * a.d_state + a.n_heads : a.dt_rank_padded + 2 * a.d_state;
-}
-
-// log2 of the distance between rows where the sums of all tokens lie together.
-__host__ __device__ int tokens_shift(int tokens) { return tokens <= 2 ? tokens - 1 : 2; }
-
-int64_t layout(const DecodeStepArgs& a, Exchange* e) {
-  int64_t used = 0;
-  const auto take = [&](int64_t elements) {
-    auto* p = reinterpret_cast<Packet*>(static_cast<char*>(a.workspace) + used);
-    used += (a.tokens * elements * static_cast<int64_t>(sizeof(Packet)) + 255) / 256 * 256;
-    return p;
-  };
-  e->x = take(a.d_model);
-  e->u = take(a.mamba2 ? 0 : a.d_inner);
-  e->small = take(small_size(a));
-  e->y = take(a.d_inner);
-  return used;
-}
 
 // The warps that compute.
 __device__ void block_barrier() { asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory"); }
@@ -116,7 +23,8 @@ __device__ float row_sum(float v) {
 template <typename W, bool kMamba2, int kTokens>
 class Step {
  public:
-  __device__ Step(const DecodeStepArgs& args, const Exchange& exchange, const SharedLayout& shape, const Ring& weights, char* shared)
+  __device__ Step(const DecodeStepArgs& args, const Exchange& exchange, const SharedLayout& shape, const Ring& weights,
+                  char* shared)
       : a(args), e(exchange), l(shape), ring(weights), base(shared), channels(args.d_inner),
         smalls(small_size(args)), outputs(args.d_model), model_slice(slice_of_warp(args.d_model, 1)),
         inner_slice(slice_of_warp(args.d_inner, kMamba2 ? args.n_groups : 1)) {
@@ -137,7 +45,8 @@ class Step {
     }
     if (tid < tokens()) {
       at<float*>(l.slots)[tid] = a.states + a.segments[tid].slot * a.slot_stride;
-      at<const W*>(l.embeddings)[tid] = static_cast<const W*>(a.embedding) + static_cast<int64_t>(a.ids[tid]) * a.d_model;
+      at<const W*>(l.embeddings)[tid] =
+          static_cast<const W*>(a.embedding) + static_cast<int64_t>(a.ids[tid]) * a.d_model;
     }
     // What is multiplied with the columns that fill up a chunk must be a number.
 #pragma unroll 1
@@ -162,14 +71,16 @@ class Step {
       for (int phase = last ? kHead : 0; phase <= (last ? kHead : kOut); ++phase) {
         const Product& p = at<Product>(l.products)[phase];
         const int row_bytes = p.columns * static_cast<int>(sizeof(W));
-        const char* matrix = last ? static_cast<const char*>(a.lm_head)
-                                  : *reinterpret_cast<const char* const*>(reinterpret_cast<const char*>(layers + layer) + p.matrix);
-        ring.fetch(ring_at, ring_free, matrix + static_cast<int64_t>(p.first + p.begin) * row_bytes, row_bytes, p.count, p.shift, p.tile);
+        const char* place = reinterpret_cast<const char*>(layers + layer) + p.matrix;
+        const char* matrix = last ? static_cast<const char*>(a.lm_head) : *reinterpret_cast<const char* const*>(place);
+        ring.fetch(ring_at, ring_free, matrix + static_cast<int64_t>(p.first + p.begin) * row_bytes, row_bytes, p.count,
+                   p.shift, p.tile);
         if (kMamba2 && phase == kZ) {
 #pragma unroll 1
           for (int t = 0; t < tokens(); ++t) {
-            const auto* from = reinterpret_cast<const char*>(ssm_state(t, layer) + static_cast<int64_t>(channels.begin) * a.d_state);
-            ring.fetch(ring_at, ring_free, from, a.d_state * 4, channels.count, l.state.shift, l.state.rows);
+            const float* from = ssm_state(t, layer) + static_cast<int64_t>(channels.begin) * a.d_state;
+            ring.fetch(ring_at, ring_free, reinterpret_cast<const char*>(from), a.d_state * 4, channels.count,
+                       l.state.shift, l.state.rows);
           }
         }
       }
@@ -186,7 +97,6 @@ class Step {
       product<kX>(w, layer);
       product<kZ>(w, layer);
       if constexpr (!kMamba2) product<kSmall>(w, layer);
-      STAMP(4);
       if (channels.count > 0) {
         if constexpr (kMamba2) {
           ssd(w, layer);
@@ -197,7 +107,6 @@ class Step {
       product<kOut>(w, layer);
     }
     if (a.logits != nullptr) product<kHead>(layers[0], a.n_layer);
-    STAMP_END();
   }
 
  private:
@@ -222,7 +131,8 @@ class Step {
       case kSmall:
         if (kMamba2) return {kInProj, first_row(kSmall), smalls.begin, smalls.count, D, l.model.shift, l.model.rows};
         return {offsetof(DecodeLayer, x_proj), 0, smalls.begin, smalls.count, E, l.inner.shift, l.inner.rows};
-      case kOut: return {offsetof(DecodeLayer, out_proj), 0, outputs.begin, outputs.count, E, l.inner.shift, l.inner.rows};
+      case kOut:
+        return {offsetof(DecodeLayer, out_proj), 0, outputs.begin, outputs.count, E, l.inner.shift, l.inner.rows};
       default: {
         const Share share(a.vocab_size);
         return {0, 0, share.begin, share.count, D, l.model.shift, l.model.rows};
@@ -230,8 +140,8 @@ class Step {
     }
   }
 
-  // Small vectors of a layer, and what else products and scan read of this block's channels, so that both find it in the
-  // second-level cache.
+  // Small vectors of a layer, and what else products and scan read of this block's channels, so that both find it in
+  // the second-level cache.
   __device__ void prefetch_vectors(const DecodeLayer& w, int lane) const {
     const int C = conv_channels(), heads = kMamba2 ? a.n_heads : a.d_inner;
     const auto floats = [&](int turn, const float* p, int n) {
@@ -267,7 +177,9 @@ class Step {
         prefetch(ssm_state(i % a.tokens, layer) + static_cast<int64_t>(i / a.tokens) * a.d_inner + begin, bytes);
       }
 #pragma unroll 1
-      for (int n = lane; n < a.d_state; n += kWarp) prefetch(w.A + static_cast<int64_t>(n) * a.d_inner + begin, bytes);
+      for (int n = lane; n < a.d_state; n += kWarp) {
+        prefetch(w.A + static_cast<int64_t>(n) * a.d_inner + begin, bytes);
+      }
       if (lane == 0) {
         const int64_t row_bytes = a.dt_rank_padded * static_cast<int64_t>(sizeof(W));
         prefetch(static_cast<const char*>(w.dt_proj) + begin * row_bytes, channels.count * row_bytes);
@@ -298,12 +210,12 @@ class Step {
     block_barrier();
   }
 
-  // ---- Products ------------------------------------------------------------------------------------------------------
+  // ---- Products -----------------------------------------------------------------------------------------------------
 
   // float16 ends at 65504, which a residual stream may exceed: it is scaled down before the norm.
   static constexpr float kScale = std::is_same_v<W, __half> ? 0x1p-6f : 1;
 
-  // What all warps need for a product of this block's rows: x and u of the layer, y of Mamba-1 and Mamba-2.
+  // Whether a product reads u or y [E] instead of the residual stream [D], and whether what it reads is normed.
   template <int kPhase>
   static constexpr bool kInner = kPhase == kOut || (!kMamba2 && kPhase == kSmall);
   template <int kPhase>
@@ -312,7 +224,10 @@ class Step {
   // Rows of one product, their sums handed over, stored, or kept for the scan.
   template <int kPhase>
   __device__ void product(const DecodeLayer& w, int layer) {
-    const Share share = kPhase == kOut ? outputs : kPhase == kSmall ? smalls : kPhase == kHead ? Share(a.vocab_size) : channels;
+    const Share share = kPhase == kOut     ? outputs
+                        : kPhase == kSmall ? smalls
+                        : kPhase == kHead  ? Share(a.vocab_size)
+                                           : channels;
     if (share.count == 0) return;
     const int tid = static_cast<int>(threadIdx.x), warp = tid / kWarp, t = tid & ((1 << shift()) - 1);
     const Slice& slice = kInner<kPhase> ? inner_slice : model_slice;
@@ -321,40 +236,36 @@ class Step {
     const int pass_rows = kTokens == 1 ? 64 : 32;
 #pragma unroll 1
     for (int first = 0; first < share.count; first += pass_rows) {
-      const int count = min(pass_rows, share.count - first), mine = first + (tid >> shift()), row = share.begin + mine;
+      const int count = min(pass_rows, share.count - first);
+      const int mine = first + (tid >> shift()), row = share.begin + mine;
       const bool own = tid < count << shift() && t < tokens();
       Operands operands{};
       if (own) operands = load_operands<kPhase>(w, layer, row, t);
       float squares[kTokens] = {};
       // x and z read the same vector, and so do B, C, dt of Mamba-2.
       const bool fresh = first == 0 && kPhase != kZ && !(kMamba2 && kPhase == kX && smalls.count > 0);
-      STAMP(kPhase * 8 + 8);
       if (fresh) receive_vector<kPhase>(w, layer, squares);
-      STAMP(kPhase * 8 + 9);
       float* sums = at<float>(l.sums) + sums_buffer * kWarps * kSums;
-      multiply<W, (kTokens + 1) / 2>(ring, ring_at, slice, fragments(), stride(), tokens(), shift(), count, row_bytes, tiles.shift,
-                                     tiles.rows, sums + warp * kSums);
-      STAMP(kPhase * 8 + 10);
+      multiply<W, (kTokens + 1) / 2>(ring, ring_at, slice, fragments(), stride(), tokens(), shift(), count, row_bytes,
+                                     tiles.shift, tiles.rows, sums + warp * kSums);
       if (kNormed<kPhase> && fresh) {
         buffer ^= 1;
         store_squares(squares);
       }
       block_barrier();
-      STAMP(kPhase * 8 + 11);
       if (own) finish<kPhase>(layer, mine, row, t, total<kPhase>(sums + tid, t), operands);
       sums_buffer ^= 1;
-      STAMP(kPhase * 8 + 12);
     }
   }
 
   template <int kPhase>
   __device__ void receive_vector(const DecodeLayer& w, int layer, float (&squares)[kTokens]) {
-    constexpr bool kX1 = !kInner<kPhase>;  // the residual stream
-    const float* norm = kPhase == kHead ? a.norm_f : kX1 ? w.norm : kMamba2 ? w.mixer_norm : nullptr;
-    if (kX1 && kPhase != kHead && layer == 0) return receive_embedding(norm, model_slice, squares);
-    receive<W, kTokens>(kX1 ? e.x : kPhase == kOut ? e.y : e.u, kX1 ? a.d_model : a.d_inner,
-                        static_cast<unsigned>(kX1 ? layer : layer + 1), norm, kNormed<kPhase> ? kScale : 1,
-                        kX1 ? model_slice : inner_slice, tokens(), fragments(), stride(), squares);
+    constexpr bool kStream = !kInner<kPhase>;  // the residual stream
+    const float* norm = kPhase == kHead ? a.norm_f : kStream ? w.norm : kMamba2 ? w.mixer_norm : nullptr;
+    if (kStream && kPhase != kHead && layer == 0) return receive_embedding(norm, model_slice, squares);
+    receive<W, kTokens>(kStream ? e.x : kPhase == kOut ? e.y : e.u, kStream ? a.d_model : a.d_inner,
+                        static_cast<unsigned>(kStream ? layer : layer + 1), norm, kNormed<kPhase> ? kScale : 1,
+                        kStream ? model_slice : inner_slice, tokens(), fragments(), stride(), squares);
   }
 
   // As receive().
@@ -430,7 +341,9 @@ class Step {
   __device__ Operands load_operands(const DecodeLayer& w, int layer, int row, int t) const {
     Operands o{};
     if (kPhase == kOut && w.out_proj_bias != nullptr) o.bias = w.out_proj_bias[row];
-    if (!kInner<kPhase> && kPhase != kHead && w.in_proj_bias != nullptr) o.bias = w.in_proj_bias[first_row(kPhase) + row];
+    if (!kInner<kPhase> && kPhase != kHead && w.in_proj_bias != nullptr) {
+      o.bias = w.in_proj_bias[first_row(kPhase) + row];
+    }
     const int c = conv_channel<kPhase>(row), C = conv_channels();
     if (c < 0) return o;
 #pragma unroll
@@ -479,17 +392,21 @@ class Step {
     }
   }
 
-  // ---- Scan ----------------------------------------------------------------------------------------------------------
+  // ---- Scan ---------------------------------------------------------------------------------------------------------
 
-  // dt, B and C, or B, C and dt, of all tokens, to shared memory: [token, small_size].
+  // dt, B and C, or B, C and dt, of all tokens, to shared memory: [token, small_stride].
   __device__ void receive_small(int layer) {
+    const int size = small_size(a);
 #pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x); i < tokens() * small_size(a); i += kThreads) {
-      Packet v;
-      do {
-        v = look(e.small + i);
-      } while (!has_tag(v, static_cast<unsigned>(layer) + 1));
-      at<float>(l.small)[i] = value_of(v);
+    for (int t = 0; t < tokens(); ++t) {
+#pragma unroll 1
+      for (int i = static_cast<int>(threadIdx.x); i < size; i += kThreads) {
+        Packet v;
+        do {
+          v = look(e.small + t * size + i);
+        } while (!has_tag(v, static_cast<unsigned>(layer) + 1));
+        at<float>(l.small)[t * small_stride(a) + i] = value_of(v);
+      }
     }
     block_barrier();
   }
@@ -508,7 +425,8 @@ class Step {
     for (int i = 0; i < 4; ++i) {
       const int r = 8 * (j + i * kLanes);
       if (r >= a.dt_rank_padded) continue;
-      const auto* from = reinterpret_cast<const uint4*>(static_cast<const W*>(w.dt_proj) + static_cast<int64_t>(channel) * a.dt_rank_padded + r);
+      const W* row = static_cast<const W*>(w.dt_proj) + static_cast<int64_t>(channel) * a.dt_rank_padded;
+      const auto* from = reinterpret_cast<const uint4*>(row + r);
 #pragma unroll
       for (int v = 0; v < static_cast<int>(sizeof(W)) / 2; ++v) c.dt_proj[i][v] = from[v];
     }
@@ -540,7 +458,7 @@ class Step {
 
   // dt_proj and the selective scan of this block's channels.
   __device__ void scan(const DecodeLayer& w, int layer) {
-    const int E = a.d_inner, N = a.d_state, R = a.dt_rank_padded, size = small_size(a);
+    const int E = a.d_inner, N = a.d_state, R = a.dt_rank_padded;
     const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
     const int j = lane % kLanes, mine = lane / kLanes, last = channels.count - 1;
     const int begin = channels.begin + min(warp * kRowsOfWarp + mine, last);
@@ -548,7 +466,6 @@ class Step {
     float states[2];
     load_states(states, 0, layer, begin);
     receive_small(layer);
-    STAMP(5);
     for (int first = warp * kRowsOfWarp; first < channels.count; first += kWarps * kRowsOfWarp) {
       const bool own = first + mine < channels.count;
       const int row = min(first + mine, last), channel = channels.begin + row;
@@ -560,7 +477,7 @@ class Step {
       for (int t = 0; t < tokens(); ++t) {
         const float h0[2] = {states[0], states[1]};
         if (t + 1 < tokens()) load_states(states, t + 1, layer, channel);
-        const float* dt = at<float>(l.small) + t * size;
+        const float* dt = at<float>(l.small) + t * small_stride(a);
         const float *B = dt + R, *C = B + N;
         float dt_factor = 1, B_factor = 1, C_factor = 1;
         if (a.falcon) {
@@ -574,7 +491,8 @@ class Step {
           const int r = 8 * (j + i * kLanes);
           if (r >= R) continue;
           const W* weight = reinterpret_cast<const W*>(c.dt_proj[i]);
-          const float4 low = *reinterpret_cast<const float4*>(dt + r), high = *reinterpret_cast<const float4*>(dt + r + 4);
+          const float4 low = *reinterpret_cast<const float4*>(dt + r);
+          const float4 high = *reinterpret_cast<const float4*>(dt + r + 4);
           const float v[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
           for (int k = 0; k < 8; ++k) delta = fmaf(to_float(weight[k]), v[k], delta);
@@ -598,45 +516,57 @@ class Step {
     }
   }
 
+  // What the state update needs of a row's head; B is the place of its group's.
+  struct Head {
+    int head, B;
+    float A, D, dt_bias;
+  };
+  __device__ Head load_head(const DecodeLayer& w, int row) const {
+    const int2 place = at<int2>(l.rows)[row];
+    return {place.x, place.y, w.A[place.x], w.D[place.x], w.dt_bias[place.x]};
+  }
+
   // State update of Mamba-2 and the gate: this block's rows [N] of the state [H, P, N].
   __device__ void ssd(const DecodeLayer& w, int layer) {
-    const int E = a.d_inner, N = a.d_state, GN = a.n_groups * N, size = small_size(a);
-    const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp, j = lane % kLanes;
+    const int E = a.d_inner, N = a.d_state, GN = a.n_groups * N;
+    const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+    const int j = lane % kLanes;
+    const int mine = warp * kRowsOfWarp + lane / kLanes;
+    Head h = load_head(w, min(mine, min(l.state.rows, channels.count) - 1));
     receive_small(layer);
-    STAMP(5);
 #pragma unroll 1
     for (int t = 0; t < tokens(); ++t) {
 #pragma unroll 1
       for (int first = 0; first < channels.count; first += l.state.rows) {
-        const int count = min(l.state.rows, channels.count - first), mine = warp * kRowsOfWarp + lane / kLanes;
+        const int count = min(l.state.rows, channels.count - first);
         const bool own = mine < count;
         const int row = first + min(mine, count - 1), channel = channels.begin + row;
-        const int2 place = at<int2>(l.rows)[row];
-        const int head = place.x;
-        const float* small = at<float>(l.small) + t * size;
-        const float* B = small + place.y;
+        if (t + first > 0) h = load_head(w, row);
+        const float* small = at<float>(l.small) + t * small_stride(a);
+        const float* B = small + h.B;
         const float* C = B + GN;
-        const auto* from = reinterpret_cast<const float4*>(ring.row(ring_at, row - first, row_pitch(N * 4), l.state.shift));
+        const char* place = ring.row(ring_at, row - first, row_pitch(N * 4), l.state.shift);
+        const auto* from = reinterpret_cast<const float4*>(place);
         auto* state = reinterpret_cast<float4*>(ssm_state(t, layer) + static_cast<int64_t>(channel) * N);
-        const float x = at<float>(l.u)[row << shift() | t], z = at<float>(l.z)[row << shift() | t], D = w.D[head];
-        const float dt = fminf(fmaxf(softplus(small[2 * GN + head] + w.dt_bias[head]), a.dt_min), a.dt_max);
-        const float decay = exp2_fast(kLog2e * dt * w.A[head]), dtx = dt * x;
+        const float x = at<float>(l.u)[row << shift() | t], z = at<float>(l.z)[row << shift() | t];
+        const float dt = fminf(fmaxf(softplus(small[2 * GN + h.head] + h.dt_bias), a.dt_min), a.dt_max);
+        const float decay = exp2_fast(kLog2e * dt * h.A), dtx = dt * x;
         float y = 0;
         ring.wait(ring_at);
 #pragma unroll 2
         for (int n = j; n < N / 4; n += kLanes) {
-          float4 h = from[n];
+          float4 v = from[n];
           const float4 b = reinterpret_cast<const float4*>(B)[n], c = reinterpret_cast<const float4*>(C)[n];
-          h.x = fmaf(decay, h.x, dtx * b.x);
-          h.y = fmaf(decay, h.y, dtx * b.y);
-          h.z = fmaf(decay, h.z, dtx * b.z);
-          h.w = fmaf(decay, h.w, dtx * b.w);
-          if (own) state[n] = h;
-          y += h.x * c.x + h.y * c.y + h.z * c.z + h.w * c.w;
+          v.x = fmaf(decay, v.x, dtx * b.x);
+          v.y = fmaf(decay, v.y, dtx * b.y);
+          v.z = fmaf(decay, v.z, dtx * b.z);
+          v.w = fmaf(decay, v.w, dtx * b.w);
+          if (own) state[n] = v;
+          y += v.x * c.x + v.y * c.y + v.z * c.z + v.w * c.w;
         }
         ring.release(ring_at, count, l.state.shift);
         y = row_sum(y);
-        if (own && j == 0) publish(e.y + t * E + channel, fmaf(D, x, y) * silu(z), static_cast<unsigned>(layer) + 1);
+        if (own && j == 0) publish(e.y + t * E + channel, fmaf(h.D, x, y) * silu(z), static_cast<unsigned>(layer) + 1);
       }
     }
   }
@@ -651,9 +581,6 @@ class Step {
   const DecodeLayer* layers;
   RingPosition ring_at;
   unsigned ring_free = static_cast<unsigned>(ring.stages);  // of the warp that fetches
-#ifdef M4J_STAMPS
-  int stamp_n = 0;
-#endif
   int buffer = 0, sums_buffer = 0;  // of squares and sums: a warp may be a product ahead of those who still add up
 };
 
@@ -664,7 +591,8 @@ __global__ void __launch_bounds__(kThreads + kWarp, 1)
   extern __shared__ float4 shared[];
   char* base = reinterpret_cast<char*>(shared);
   auto* barriers = reinterpret_cast<uint64_t*>(base + shape.barriers);
-  const Ring ring{base + shape.ring, barriers, reinterpret_cast<unsigned*>(barriers + kMaxStages), shape.stages, shape.stage_bytes};
+  const Ring ring{base + shape.ring, barriers, reinterpret_cast<unsigned*>(barriers + kMaxStages), shape.stages,
+                  shape.stage_bytes};
   ring.init();
   Step<W, kMamba2, kTokens> step(args, exchange, shape, ring, base);
   if (threadIdx.x < kThreads) {
@@ -672,70 +600,6 @@ __global__ void __launch_bounds__(kThreads + kWarp, 1)
   } else {
     step.fetch();
   }
-}
-
-struct Device {
-  int major, cooperative, multiprocessors, shared_bytes;
-
-  static Device current() {
-    int device = 0;
-    check(cudaGetDevice(&device), "cudaGetDevice");
-    const auto attribute = [&](cudaDeviceAttr name) {
-      int value = 0;
-      check(cudaDeviceGetAttribute(&value, name, device), "cudaDeviceGetAttribute");
-      return value;
-    };
-    return {attribute(cudaDevAttrComputeCapabilityMajor), attribute(cudaDevAttrCooperativeLaunch),
-            attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
-  }
-};
-
-// stages is 0 if the model does not fit.
-SharedLayout shared_layout(const DecodeStepArgs& a, const Device& device) {
-  SharedLayout l{};
-  int used = 0;
-  const auto take = [&](int64_t bytes) {
-    const int offset = used;
-    used += static_cast<int>((bytes + 127) / 128 * 128);
-    return offset;
-  };
-  const int shift = tokens_shift(a.tokens), element = static_cast<int>(dtype_bytes(a.dtype, 1));
-  const auto largest_share = [&](int n) { return (n + device.multiprocessors - 1) / device.multiprocessors << shift; };
-  const int groups = a.mamba2 ? a.n_groups : 1;
-  const auto warp_chunks = [](int columns, int parts) {
-    return (chunks_of(columns / parts) + warps_of_group(parts) - 1) / warps_of_group(parts);
-  };
-  l.warp_chunks = std::max(warp_chunks(a.d_model, 1), warp_chunks(a.d_inner, groups));
-  take(int64_t{a.n_layer} * static_cast<int64_t>(sizeof(DecodeLayer)));
-  l.slots = take(kMaxDecodeTokens * 8);
-  l.embeddings = take(kMaxDecodeTokens * 8);
-  l.products = take(kProducts * static_cast<int64_t>(sizeof(Product)));
-  l.rows = take(a.mamba2 ? (largest_share(a.d_inner) >> shift) * 8 : 0);
-  l.sums = take(2 * kWarps * kSums * 4);
-  l.squares = take(2 * kWarps * kMaxDecodeTokens * 4);
-  l.u = take(largest_share(a.d_inner) * 4);
-  l.z = take(largest_share(a.d_inner) * 4);
-  l.residual = take(largest_share(a.d_model) * 4);
-  l.small = take(int64_t{a.tokens} * small_size(a) * 4);
-  l.fragments = take(int64_t{kWarps} * l.warp_chunks * a.tokens * kFragment);
-  l.barriers = take(kMaxStages * 8 + kWarps * 4);
-  l.ring = used;
-
-  const int model = row_pitch(a.d_model * element), inner = row_pitch(a.d_inner * element);
-  const int state = a.mamba2 ? row_pitch(a.d_state * 4) : 0;
-  l.stage_bytes = (std::max({2 * model, inner, state}) + 127) / 128 * 128;
-  l.stages = std::min(kMaxStages, (device.shared_bytes - l.ring) / l.stage_bytes);
-  if (l.stages < kMinStages) l.stages = 0;
-  const auto tiles = [&](int pitch, int most) {
-    SharedLayout::Tiles t{0, most};
-    while (t.shift < kMaxRowsShift && pitch << (t.shift + 1) <= l.stage_bytes) ++t.shift;
-    while (t.rows > 1 && t.rows > l.stages / 2 << t.shift) t.rows /= 2;  // half of the ring, a divisor of all passes
-    return t;
-  };
-  l.model = tiles(model, kTileRows);
-  l.inner = tiles(inner, kTileRows);
-  if (a.mamba2) l.state = tiles(state, kWarps * kRowsOfWarp);
-  return l;
 }
 
 template <typename W, bool kMamba2, int kTokens>
@@ -747,10 +611,6 @@ void launch(DecodeStepArgs a, cudaStream_t stream) {
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "decode_step");
   // No packet of this step may be taken for one of the last.
   check(cudaMemsetAsync(a.workspace, 0, static_cast<std::size_t>(decode_step_workspace(a)), stream), "decode_step");
-#ifdef M4J_STAMPS
-  { static std::string last; stamps_.make(); stamps_.print(last.c_str()); last = std::string(a.mamba2 ? "mamba2 " : "mamba1 ") + std::to_string(a.d_model) + " B" + std::to_string(a.tokens) + (a.logits ? " logits" : ""); stamps_.data[0] = 0; }
-  a.stamps = stamps_.data;
-#endif
   Exchange exchange;
   layout(a, &exchange);
   void* arguments[] = {&a, &exchange, &shape};
@@ -764,8 +624,9 @@ void launch(DecodeStepArgs a, cudaStream_t stream) {
 bool decode_step_fits(const DecodeStepArgs& a) {
   constexpr int kBulkCopies = 9;  // compute capability
   const Device device = Device::current();
-  return a.tokens <= kMaxDecodeTokens && a.d_conv <= kMaxConv && device.major >= kBulkCopies && device.cooperative != 0 &&
-         (a.mamba2 ? a.n_groups <= kWarps : a.dt_rank_padded <= kMaxRank && a.d_state <= kMaxScanState) &&
+  const bool sizes = a.mamba2 ? a.n_groups <= kWarps : a.dt_rank_padded <= kMaxRank && a.d_state <= kMaxScanState;
+  return a.tokens <= kMaxDecodeTokens && (a.tokens == 1 || a.tokens * a.d_inner <= kMaxHandedOver) &&
+         a.d_conv <= kMaxConv && sizes && device.major >= kBulkCopies && device.cooperative != 0 &&
          shared_layout(a, device).stages > 0;
 }
 
@@ -775,11 +636,6 @@ int64_t decode_step_workspace(const DecodeStepArgs& a) {
 }
 
 void decode_step(const DecodeStepArgs& a, cudaStream_t stream) {
-#ifdef M4J_ONLY
-  using B = __nv_bfloat16;
-  if (a.tokens == 1) { a.mamba2 ? launch<B, true, 1>(a, stream) : launch<B, false, 1>(a, stream); } else { a.mamba2 ? launch<B, true, 4>(a, stream) : launch<B, false, 4>(a, stream); }
-  return;
-#else
   with_element_type(a.dtype, [&]<typename W>(W) {
     if (a.tokens == 1) {
       a.mamba2 ? launch<W, true, 1>(a, stream) : launch<W, false, 1>(a, stream);
@@ -787,7 +643,6 @@ void decode_step(const DecodeStepArgs& a, cudaStream_t stream) {
       a.mamba2 ? launch<W, true, kMaxDecodeTokens>(a, stream) : launch<W, false, kMaxDecodeTokens>(a, stream);
     }
   });
-#endif
 }
 
 }  // namespace m4j::cuda

@@ -47,9 +47,6 @@ struct DecodeStepArgs {
   int64_t slot_stride, conv_state, layer_conv_state, layer_ssm_state;  // floats
   float* logits;            // [T, V], or null: states only
   void* workspace;          // decode_step_workspace bytes
-#ifdef M4J_STAMPS
-  unsigned long long* stamps;
-#endif
 };
 
 constexpr int kMaxDecodeTokens = 4;

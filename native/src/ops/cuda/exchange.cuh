@@ -26,11 +26,11 @@ __device__ inline void look(const Packet* p, Packet (&v)[2]) {
 __device__ inline bool has_tag(Packet v, unsigned tag) { return static_cast<unsigned>(v >> 32) == tag; }
 __device__ inline float value_of(Packet v) { return __uint_as_float(static_cast<uint32_t>(v)); }
 
-// A warp's slice of `tokens` vectors [size] that lie one after the other, times `weight` if there is one and `factor`, to
-// its fragments, which lie `stride` bytes apart. `squares` are the lane's parts of the sums of squares.
+// A warp's slice of `tokens` vectors [size] that lie one after the other, times `weight` if there is one and `factor`,
+// to its fragments, which lie `stride` bytes apart. `squares` are the lane's parts of the sums of squares.
 template <typename W, int kTokens>
-__device__ void receive(const Packet* from, int size, unsigned tag, const float* weight, float factor, const Slice& slice,
-                        int tokens, char* fragments, int stride, float (&squares)[kTokens]) {
+__device__ void receive(const Packet* from, int size, unsigned tag, const float* weight, float factor,
+                        const Slice& slice, int tokens, char* fragments, int stride, float (&squares)[kTokens]) {
   constexpr int kBatch = 5;         // loads on their way
   constexpr int kPart = 2 * kWarp;  // elements of a load of all lanes
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -75,13 +75,6 @@ __device__ void receive(const Packet* from, int size, unsigned tag, const float*
         if (at.ends(tokens, slice.size)) break;
         missing |= at.k < mine && !(has_tag(v[j][0], tag) && has_tag(v[j][1], tag));
       }
-#ifdef M4J_PROBE
-      // Until one packet is there, only that is asked for, so that weights have the way.
-      if (__any_sync(~0u, missing) && slice.size * tokens > M4J_PROBE) {
-        while (!has_tag(look(from + first.t * size + slice.begin + slice.size - 1), tag)) {
-        }
-      }
-#endif
     }
     at = first;
 #pragma unroll

@@ -1,6 +1,6 @@
 // Products of a few vectors with rows of a matrix that stream through a Ring, on the tensor cores. The warps of a block
-// share the columns: each works on its slice of all rows, so that all end together however few rows there are, and needs
-// no more of the vectors than that slice.
+// share the columns: each works on its slice of all rows, so that all end together however few rows there are, and
+// needs no more of the vectors than that slice.
 #pragma once
 
 #include "ops/cuda/weight_ring.cuh"
@@ -29,10 +29,10 @@ __device__ inline Slice slice_of_warp(int columns, int groups) {
 }
 
 // The left operand of an mma() are eight rows of weights, of which a lane has eight elements: four words as they lie in
-// memory, though the instruction takes them for two words of each of two rows. So the upper eight rows of the result are
-// sums over the even words and the lower over the odd ones, if the right operand has columns of its own for both.
-// 16-bit types hold a number of the vector as the sum of two, also in columns of their own: all of its leading 16 (bf16)
-// or 22 (f16) bits. With that, two vectors fill the eight columns: column 4 v + 2 odd + low.
+// memory, though the instruction takes them for two words of each of two rows. So the upper eight rows of the result
+// are sums over the even words and the lower over the odd ones, if the right operand has columns of its own for both.
+// 16-bit types hold a number of the vector as the sum of two, also in columns of their own: all of its leading 16
+// (bf16) or 22 (f16) bits. With that, two vectors fill the eight columns: column 4 v + 2 odd + low.
 //
 // Vectors lie in shared memory one after the other, the even words of each four before the odd.
 template <typename W>
@@ -113,7 +113,9 @@ __device__ void multiply(const Ring& ring, RingPosition& at, const Slice& slice,
         for (int pair = 0; pair < kPairs; ++pair) {
           if (2 * pair >= tokens) break;
           uint2 v = {};
-          if (inside && 2 * pair + r / 4 < tokens) v = *reinterpret_cast<const uint2*>(x + 2 * pair * stride + (i + j) * kStep);
+          if (inside && 2 * pair + r / 4 < tokens) {
+            v = *reinterpret_cast<const uint2*>(x + 2 * pair * stride + (i + j) * kStep);
+          }
           multiply_piece<W>(a, v, sum[0][j % 2][pair]);
           multiply_piece<W>(b, v, sum[1][j % 2][pair]);
         }

@@ -1,6 +1,6 @@
-// What a resident kernel reads from memory, streamed through shared memory: one warp of a block fetches rows in the order
-// in which the others will need them, as far ahead as there is room, and waits for nobody but them; so the memory is
-// busy while they meet other blocks.
+// What a resident kernel reads from memory, streamed through shared memory: one warp of a block fetches rows in the
+// order in which the others will need them, as far ahead as there is room, and waits for nobody but them; so the memory
+// is busy while they wait for other blocks.
 #pragma once
 
 #include <cstdint>
@@ -9,10 +9,7 @@
 
 namespace m4j::cuda {
 
-#ifndef M4J_WARPS
-#define M4J_WARPS 8
-#endif
-constexpr int kWarps = M4J_WARPS;        // that compute; one more fetches
+constexpr int kWarps = 8;        // that compute; one more fetches
 constexpr int kMaxStages = 64;    // of the ring
 constexpr int kMaxRowsShift = 4;  // log2 of the rows of a stage
 
@@ -24,17 +21,20 @@ struct Share {
   __device__ explicit Share(int n) : begin(bound(n, blockIdx.x)), count(bound(n, blockIdx.x + 1) - begin) {}
 
  private:
-  static __device__ int bound(int n, unsigned block) { return static_cast<int>(static_cast<unsigned>(n) * block / gridDim.x); }
+  static __device__ int bound(int n, unsigned block) {
+    return static_cast<int>(static_cast<unsigned>(n) * block / gridDim.x);
+  }
 };
 
-// Asks for memory that will be read soon, widened to what a prefetch can name: `p` lies in an array that begins and ends
-// at multiples of 16 bytes.
+// Asks for memory that will be read soon, widened to what a prefetch can name: `p` lies in an array that begins and
+// ends at multiples of 16 bytes.
 __device__ inline void prefetch(const void* p, int64_t bytes) {
 #if __CUDA_ARCH__ >= 900
   const auto begin = reinterpret_cast<uint64_t>(p) & ~uint64_t{15};
   const auto end = (reinterpret_cast<uint64_t>(p) + static_cast<uint64_t>(bytes) + 15) & ~uint64_t{15};
   if (begin == end) return;
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(begin), "r"(static_cast<uint32_t>(end - begin)) : "memory");
+  const auto size = static_cast<uint32_t>(end - begin);
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(begin), "r"(size) : "memory");
 #endif
 }
 
@@ -51,8 +51,8 @@ struct RingPosition {
 // A tile is some rows that arrive together; it takes whole stages, of 1 << shift rows each. Every warp waits for every
 // tile, whether it reads it or not: otherwise it could hand back what has not arrived yet.
 struct Ring {
-  char* data;       // [stages, stage_bytes]
-  uint64_t* full;   // [kMaxStages] mbarriers: tile n has arrived, n modulo kMaxStages
+  char* data;             // [stages, stage_bytes]
+  uint64_t* full;         // [kMaxStages] mbarriers: tile n has arrived, n modulo kMaxStages
   unsigned* handed_back;  // [kWarps] stages that each warp does not need any more
   int stages, stage_bytes;
 
@@ -60,7 +60,9 @@ struct Ring {
     const int tid = static_cast<int>(threadIdx.x);
     if (tid < kWarps) handed_back[tid] = 0;
 #if __CUDA_ARCH__ >= 900
-    if (tid < kMaxStages) asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(full + tid)) : "memory");
+    if (tid < kMaxStages) {
+      asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(full + tid)) : "memory");
+    }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
     __syncthreads();
@@ -75,7 +77,8 @@ struct Ring {
 
   // By the fetching warp: `rows` rows that lie one after the other in memory, as tiles of `tile` rows. The stages up to
   // `free` of all stages of the step are known to be free.
-  __device__ void fetch(RingPosition& at, unsigned& free, const char* from, int row_bytes, int rows, int shift, int tile) const {
+  __device__ void fetch(RingPosition& at, unsigned& free, const char* from, int row_bytes, int rows, int shift,
+                        int tile) const {
 #if __CUDA_ARCH__ >= 900
     const int lane = static_cast<int>(threadIdx.x) % kWarp, pitch = row_pitch(row_bytes);
 #pragma unroll 1
@@ -89,7 +92,8 @@ struct Ring {
       }
       const uint32_t barrier = shared_address(full + at.tile % kMaxStages);
       if (lane == 0) {
-        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(count * row_bytes) : "memory");
+        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(count * row_bytes)
+                     : "memory");
       }
       __syncwarp();
       if (lane < count) {
