@@ -153,11 +153,18 @@ Model::Model(Engine& engine_, const m4j::Model& host)
     decode_layers_ = DeviceBuffer(bytes, "weights", &engine.bytes);
     engine.transfers.upload(decode_layers_.data(), decode.data(), bytes, engine.stream);
   }
+  if (plain) {
+    decode_tokens_ = kMaxDecodeTokens;
+    for (DecodeStepArgs args; decode_tokens_ > 0; --decode_tokens_) {
+      decode_step_args(decode_tokens_, &args);
+      if (decode_step_fits(args)) break;
+    }
+  }
   engine.wait();
 }
 
 bool Model::decode_step_args(int64_t tokens, DecodeStepArgs* args) const {
-  if (decode_layers_.data() == nullptr || tokens > kMaxDecodeTokens) return false;
+  if (tokens > decode_tokens_) return false;
   const Config& c = config;
   const auto i = [](int64_t n) { return static_cast<int>(n); };
   *args = {.dtype = dtype,
@@ -193,7 +200,7 @@ bool Model::decode_step_args(int64_t tokens, DecodeStepArgs* args) const {
            .layer_ssm_state = c.layer_ssm_state(),
            .logits = nullptr,
            .workspace = nullptr};
-  return decode_step_fits(*args);
+  return true;
 }
 
 }  // namespace m4j::cuda

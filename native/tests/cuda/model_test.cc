@@ -16,6 +16,11 @@ std::vector<TinyOptions> all_options() {
     }
     all.push_back({.family = family, .d_conv = 2, .even = true});
   }
+  for (const int32_t family : {M4J_MAMBA1, M4J_FALCON_MAMBA, M4J_MAMBA2}) {
+    for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+      all.push_back({.family = family, .dtype = dtype, .even = true, .wide = true});
+    }
+  }
   all.push_back({.family = M4J_MAMBA2, .dt_min = 0.1f, .dt_max = 0.3f, .even = true});
   return all;
 }
@@ -67,6 +72,30 @@ TEST_P(CudaModel, RaggedBatchesEqualTheCpu) {
   }
   for (size_t i = 0; i < cpu_slots.size(); ++i) {
     expect_near(read_state(gpu.states, gpu_slots[i], tiny), read_state(cpu.states, cpu_slots[i], tiny));
+  }
+}
+
+// Steps of few sequences take a kernel of their own.
+TEST_P(CudaModel, StepsOfFewSequencesEqualTheCpu) {
+  Side cpu(make_engine(), tiny), gpu(make_gpu_engine(), tiny);
+  for (int64_t count = 1; count <= 5; ++count) {
+    std::vector<m4j_slot> cpu_slots, gpu_slots, again;
+    for (int64_t i = 0; i < count; ++i) {
+      cpu_slots.push_back(take(cpu.states));
+      gpu_slots.push_back(take(gpu.states));
+      again.push_back(take(gpu.states));
+    }
+    for (int step = 0; step < 4; ++step) {
+      const std::vector<Tokens> input = sequences(std::vector<int64_t>(static_cast<size_t>(count), 1));
+      const auto expected = advance(cpu.states, cpu_slots, input, V), actual = advance(gpu.states, gpu_slots, input, V);
+      EXPECT_EQ(advance(gpu.states, again, input, V), actual);
+      for (size_t i = 0; i < input.size(); ++i) expect_near(actual[i], expected[i]);
+    }
+    for (size_t i = 0; i < cpu_slots.size(); ++i) {
+      const StateCopy state = read_state(gpu.states, gpu_slots[i], tiny);
+      expect_near(state, read_state(cpu.states, cpu_slots[i], tiny));
+      EXPECT_EQ(read_state(gpu.states, again[i], tiny), state);
+    }
   }
 }
 

@@ -102,6 +102,7 @@ std::string TinyOptions::name() const {
   s += "_conv" + std::to_string(d_conv) + "_" + dtype_name(dtype) + (biases ? "_bias" : "") + (tied ? "_tied" : "");
   if (family == M4J_MAMBA2) s += "_g" + std::to_string(n_groups) + "_chunk" + std::to_string(chunk_size);
   if (dt_min > 0) s += "_limited";
+  if (wide) s += "_wide";
   return s;
 }
 
@@ -131,29 +132,38 @@ TinyModel::TinyModel(const TinyOptions& o, uint64_t seed) : config{} {
     config.dt_rank = 3;
     if (o.family == M4J_FALCON_MAMBA) config.mixer_norm_eps = 1e-6f;
   }
+  if (o.wide) {
+    config.vocab_size = 9307;
+    config.d_model = 264;
+    config.d_inner = 528;
+    config.d_state = mamba2 ? 40 : 16;
+    config.n_heads = mamba2 ? 66 : 0;
+    config.dt_rank = mamba2 ? 0 : 17;
+  }
   // Scales as in trained models: larger ones make the recurrence amplify float32 rounding.
+  const float narrow = o.wide ? 0.3f : 1;  // for longer sums
   Source source(seed);
   const int64_t D = config.d_model, E = config.d_inner, N = config.d_state, R = config.dt_rank, C = conv_channels();
   const int64_t in_rows = mamba2 ? E + C + config.n_heads : 2 * E, heads = mamba2 ? config.n_heads : E;
   embedding = source.normal({config.vocab_size, D}, o.dtype, 1);
   norm_f = source.vector(D, 0.2f, 1);
-  if (!o.tied) lm_head = source.normal({config.vocab_size, D}, o.dtype, 0.5f);
+  if (!o.tied) lm_head = source.normal({config.vocab_size, D}, o.dtype, 0.5f * narrow);
   for (int64_t i = 0; i < config.n_layer; ++i) {
     TestLayer l;
     l.norm = source.vector(D, 0.2f, 1);
-    l.in_proj = source.normal({in_rows, D}, o.dtype, 0.125f);
+    l.in_proj = source.normal({in_rows, D}, o.dtype, 0.125f * narrow);
     l.conv_weight = source.normal({C, o.d_conv}, DType::kF32, 0.5f);
     l.dt_bias = source.vector(heads, 1, -1);
     if (mamba2) {
       l.a_log = source.vector(heads, 0.7f);
       l.mixer_norm = source.vector(E, 0.2f, 1);
     } else {
-      l.x_proj = source.normal({R + 2 * N, E}, o.dtype, 0.25f);
-      l.dt_proj = source.normal({E, R}, o.dtype, 0.5f);
+      l.x_proj = source.normal({R + 2 * N, E}, o.dtype, 0.25f * narrow);
+      l.dt_proj = source.normal({E, R}, o.dtype, 0.5f * narrow);
       l.a_log = source.normal({E, N}, DType::kF32, 0.7f);
     }
     l.d = source.vector(heads, 0.3f, 1);
-    l.out_proj = source.normal({D, E}, o.dtype, 0.125f);
+    l.out_proj = source.normal({D, E}, o.dtype, 0.125f * narrow);
     if (o.biases) {
       l.in_proj_bias = source.vector(in_rows, 0.3f);
       l.conv_bias = source.vector(C, 0.3f);

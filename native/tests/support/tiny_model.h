@@ -40,6 +40,7 @@ struct TinyOptions {
   float dt_min = 0;        // Mamba-2
   float dt_max = std::numeric_limits<float>::infinity();
   bool even = false;  // dimensions that a GPU takes, multiples of 8
+  bool wide = false;  // several rows and many columns for each of a GPU's multiprocessors, but no full tile of either
 
   std::string name() const;
 };

@@ -1,499 +1,600 @@
-#include <algorithm>
-
 #include "ops/cuda/decode_step.h"
+
+#include <cstddef>
+#include <type_traits>
+
+#include "ops/cuda/decode_layout.cuh"
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/math.cuh"
-#include "ops/cuda/weight_ring.cuh"
 
 namespace m4j::cuda {
 namespace {
 
-constexpr int kThreads = kWarp * kWarps;
-constexpr int kMaxGroups = 8;   // of Mamba-2's gated norm
-constexpr int kMaxStages = 64;  // of the ring of weights
-constexpr int kMinStages = 4;
-constexpr int kMaxConv = 4;     // d_conv
-constexpr int kLayerWords = sizeof(DecodeLayer) / sizeof(uint64_t);
-constexpr int kChannels = 8;    // of a selective scan that lie side by side in its state, and belong to one warp
-
-// What blocks hand to each other, float32 in global memory. It is written and read in one kernel, so all of it is read
-// past the first-level cache.
-struct Exchange {
-  unsigned* barrier;
-  float* x;     // [T, D] residual stream
-  float* z;     // [T, E]
-  float* conv;  // [T, C]
-  float* dbc;   // Mamba-1: [T, R + 2N]; Mamba-2: dt [T, H]
-  float* y;     // [T, E] gated output of the scan
-};
-
-__host__ __device__ int conv_channels(const DecodeStepArgs& a) {
-  return a.mamba2 ? a.d_inner + 2 * a.n_groups * a.d_state : a.d_inner;
-}
-__host__ __device__ int dbc_size(const DecodeStepArgs& a) {
-  return a.mamba2 ? a.n_heads : a.dt_rank_padded + 2 * a.d_state;
-}
-
-// Floats of B and C, or of dt, B and C, of a token.
-__host__ __device__ int small_size(const DecodeStepArgs& a) {
-  return a.mamba2 ? 2 * a.n_groups * a.d_state : dbc_size(a);
-}
-
-__host__ __device__ int64_t layout(const DecodeStepArgs& a, Exchange* e) {
-  int64_t used = 0;
-  auto take = [&](int64_t floats) {
-    float* p = reinterpret_cast<float*>(static_cast<char*>(a.workspace) + used);
-    used += (floats * 4 + 255) / 256 * 256;
-    return p;
-  };
-  e->barrier = reinterpret_cast<unsigned*>(take(1));
-  e->x = take(int64_t{a.tokens} * a.d_model);
-  e->z = take(int64_t{a.tokens} * a.d_inner);
-  e->conv = take(int64_t{a.tokens} * conv_channels(a));
-  e->dbc = take(int64_t{a.tokens} * dbc_size(a));
-  e->y = take(int64_t{a.tokens} * a.d_inner);
-  return used;
-}
-
 // The warps that compute.
 __device__ void block_barrier() { asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory"); }
 
-// Those of all blocks of the grid; what was written before is seen after.
-__device__ void grid_barrier(unsigned* counter, unsigned& target) {
-  block_barrier();
-  target += gridDim.x;
-  if (threadIdx.x == 0) {
-    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
-    unsigned seen;
-    do {
-      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
-    } while (seen < target);
-  }
-  block_barrier();
+// Of the lanes that share a row, for each of them.
+__device__ float row_sum(float v) {
+#pragma unroll
+  for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) v += __shfl_xor_sync(~0u, v, lanes);
+  return v;
 }
 
-// The part of an array of compile-time size that a lane needs, without indexing it at run time.
-template <int kCount>
-__device__ float pick(const float (&v)[kCount], int i) {
-  float result = v[0];
-#pragma unroll
-  for (int j = 1; j < kCount; ++j) result = i == j ? v[j] : result;
-  return result;
-}
-
-// Sums over the block of v[0 ... kCount - 1], for every thread.
-template <int kCount>
-__device__ void block_sums(float (&v)[kCount], float* scratch) {
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    v[i] = warp_sum(v[i]);
-    if (lane == 0) scratch[warp * kCount + i] = v[i];
-  }
-  block_barrier();
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    v[i] = 0;
-    for (int w = 0; w < kWarps; ++w) v[i] += scratch[w * kCount + i];
-  }
-  block_barrier();
-}
-
-template <typename W, int kTokens, bool kMamba2>
+template <typename W, bool kMamba2, int kTokens>
 class Step {
  public:
-  __device__ Step(const DecodeStepArgs& args, const Ring& weights, float* shared) : a(args), ring(weights), vector(shared) {
-    layout(a, &e);
-    scratch = vector + kTokens * swizzled_size(max(a.d_model, a.d_inner));
-    small = scratch + kWarps * max(kTokens, kMaxGroups);
-    slots = reinterpret_cast<float**>(small + a.tokens * small_size(a));
-    if (threadIdx.x < kTokens) slots[threadIdx.x] = a.states + a.segments[token(threadIdx.x)].slot * a.slot_stride;
+  __device__ Step(const DecodeStepArgs& args, const Exchange& exchange, const SharedLayout& shape, const Ring& weights,
+                  char* shared)
+      : a(args), e(exchange), l(shape), ring(weights), base(shared), channels(args.d_inner),
+        smalls(small_size(args)), outputs(args.d_model), model_slice(slice_of_warp(args.d_model, 1)),
+        inner_slice(slice_of_warp(args.d_inner, kMamba2 ? args.n_groups : 1)) {
+    const int tid = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
     // Pointers of all layers: fetched one by one they would cost each phase a trip to memory.
-    auto* to = reinterpret_cast<uint64_t*>(slots + kMaxDecodeTokens);
+    auto* to = reinterpret_cast<uint64_t*>(base);
     const auto* from = reinterpret_cast<const uint64_t*>(a.layers);
-    for (int i = static_cast<int>(threadIdx.x); i < a.n_layer * kLayerWords; i += static_cast<int>(blockDim.x)) to[i] = from[i];
+#pragma unroll 1
+    for (int i = tid; i < a.n_layer * kLayerWords; i += threads) to[i] = from[i];
     layers = reinterpret_cast<const DecodeLayer*>(to);
+    if (tid < kProducts) at<Product>(l.products)[tid] = describe(tid);
+    if constexpr (kMamba2) {
+#pragma unroll 1
+      for (int i = tid; i < channels.count; i += threads) {
+        const int head = (channels.begin + i) / a.headdim;
+        at<int2>(l.rows)[i] = {head, head / (a.n_heads / a.n_groups) * a.d_state};
+      }
+    }
+    if (tid < tokens()) {
+      at<float*>(l.slots)[tid] = a.states + a.segments[tid].slot * a.slot_stride;
+      at<const W*>(l.embeddings)[tid] =
+          static_cast<const W*>(a.embedding) + static_cast<int64_t>(a.ids[tid]) * a.d_model;
+    }
+    // What is multiplied with the columns that fill up a chunk must be a number.
+#pragma unroll 1
+    for (int i = tid; i < kWarps * tokens() * stride() / 4; i += threads) at<float>(l.fragments)[i] = 0;
     __syncthreads();
   }
 
-  // The warp that fetches; one thread of it works.
+  // The warp that fetches.
   __device__ void fetch() {
-    if (threadIdx.x % kWarp != 0) return;
-    unsigned tile = 0;
-    for (int layer = 0; layer < a.n_layer; ++layer) {
-      const DecodeLayer& w = layers[layer];
-      if (layer + 1 < a.n_layer && static_cast<int>(blockIdx.x) == layer % static_cast<int>(gridDim.x)) {
-        prefetch_vectors(layers[layer + 1]);
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+#pragma unroll 1
+    for (int layer = 0; layer <= a.n_layer; ++layer) {
+      const bool last = layer == a.n_layer;
+      if (last && a.logits == nullptr) break;
+      if (!last) {
+        if (layer + 1 < a.n_layer && static_cast<int>(blockIdx.x) == layer % static_cast<int>(gridDim.x)) {
+          prefetch_vectors(layers[layer + 1], lane);
+        }
+        prefetch_channels(layers[layer], layer, lane);
       }
-      prefetch_windows(layer);
-      fetch_matrix<W>(ring, tile, w.in_proj, a.in_proj_rows, a.d_model);
-      prefetch_states(w, layer);
-      if (!kMamba2) fetch_matrix<W>(ring, tile, w.x_proj, dbc_size(a), a.d_inner);
-      fetch_matrix<W>(ring, tile, w.out_proj, a.d_model, a.d_inner);
+#pragma unroll 1
+      for (int phase = last ? kHead : 0; phase <= (last ? kHead : kOut); ++phase) {
+        const Product& p = at<Product>(l.products)[phase];
+        const int row_bytes = p.columns * static_cast<int>(sizeof(W));
+        const char* place = reinterpret_cast<const char*>(layers + layer) + p.matrix;
+        const char* matrix = last ? static_cast<const char*>(a.lm_head) : *reinterpret_cast<const char* const*>(place);
+        ring.fetch(ring_at, ring_free, matrix + static_cast<int64_t>(p.first + p.begin) * row_bytes, row_bytes, p.count,
+                   p.shift, p.tile);
+        if (kMamba2 && phase == kZ) {
+#pragma unroll 1
+          for (int t = 0; t < tokens(); ++t) {
+            const float* from = ssm_state(t, layer) + static_cast<int64_t>(channels.begin) * a.d_state;
+            ring.fetch(ring_at, ring_free, reinterpret_cast<const char*>(from), a.d_state * 4, channels.count,
+                       l.state.shift, l.state.rows);
+          }
+        }
+      }
     }
-    if (a.logits != nullptr) fetch_matrix<W>(ring, tile, a.lm_head, a.vocab_size, a.d_model);
   }
 
+  // The warps that compute.
   __device__ void run() {
-    embed();
-    barrier();
+    init_residual();
+#pragma unroll 1
     for (int layer = 0; layer < a.n_layer; ++layer) {
       const DecodeLayer& w = layers[layer];
-      in_proj(w, layer);
-      barrier();
-      if constexpr (kMamba2) {
-        ssd(w, layer);
-      } else {
-        x_proj();
-        barrier();
-        scan(w, layer);
+      if constexpr (kMamba2) product<kSmall>(w, layer);
+      product<kX>(w, layer);
+      product<kZ>(w, layer);
+      if constexpr (!kMamba2) product<kSmall>(w, layer);
+      if (channels.count > 0) {
+        if constexpr (kMamba2) {
+          ssd(w, layer);
+        } else {
+          scan(w, layer);
+        }
       }
-      barrier();
-      out_proj(w);
-      barrier();
+      product<kOut>(w, layer);
     }
-    if (a.logits != nullptr) head();
+    if (a.logits != nullptr) product<kHead>(layers[0], a.n_layer);
   }
 
  private:
-  __device__ void prefetch_vectors(const DecodeLayer& w) const {
-    const int C = conv_channels(a), per_scan = kMamba2 ? a.n_heads : a.d_inner;
-    const auto floats = [](const float* p, int n) {
-      if (p != nullptr && n >= 4) prefetch(p, n / 4 * 16);
+  // The matrix products of a layer, and the head. A block's rows of x and z are those of its own channels.
+  static constexpr int kX = kMamba2 ? 1 : 0, kZ = kX + 1, kSmall = kMamba2 ? 0 : 2, kOut = 3, kHead = 4;
+
+  __device__ int tokens() const { return kTokens == 1 ? 1 : a.tokens; }
+  __device__ int shift() const { return kTokens == 1 ? 0 : tokens_shift(a.tokens); }
+
+  // Of the matrix, of this product's part of it.
+  __device__ int first_row(int phase) const {
+    if (kMamba2 && phase == kSmall) return 2 * a.d_inner;
+    return phase == (kMamba2 ? kX : kZ) ? a.d_inner : 0;
+  }
+
+  __device__ Product describe(int phase) const {
+    const int E = a.d_inner, D = a.d_model;
+    constexpr int kInProj = offsetof(DecodeLayer, in_proj);
+    switch (phase) {
+      case kX: return {kInProj, first_row(kX), channels.begin, channels.count, D, l.model.shift, l.model.rows};
+      case kZ: return {kInProj, first_row(kZ), channels.begin, channels.count, D, l.model.shift, l.model.rows};
+      case kSmall:
+        if (kMamba2) return {kInProj, first_row(kSmall), smalls.begin, smalls.count, D, l.model.shift, l.model.rows};
+        return {offsetof(DecodeLayer, x_proj), 0, smalls.begin, smalls.count, E, l.inner.shift, l.inner.rows};
+      case kOut:
+        return {offsetof(DecodeLayer, out_proj), 0, outputs.begin, outputs.count, E, l.inner.shift, l.inner.rows};
+      default: {
+        const Share share(a.vocab_size);
+        return {0, 0, share.begin, share.count, D, l.model.shift, l.model.rows};
+      }
+    }
+  }
+
+  // Small vectors of a layer, and what else products and scan read of this block's channels, so that both find it in
+  // the second-level cache.
+  __device__ void prefetch_vectors(const DecodeLayer& w, int lane) const {
+    const int C = conv_channels(), heads = kMamba2 ? a.n_heads : a.d_inner;
+    const auto floats = [&](int turn, const float* p, int n) {
+      if (lane == turn && p != nullptr) prefetch(p, n * 4);
     };
-    floats(w.norm, a.d_model);
-    floats(w.conv_weight, a.d_conv * C);
-    floats(w.conv_bias, C);
-    floats(w.dt_bias, per_scan);
-    floats(w.D, per_scan);
-    if (kMamba2) floats(w.mixer_norm, a.d_inner);
+    floats(0, w.norm, a.d_model);
+    floats(1, w.conv_weight, a.d_conv * C);
+    floats(2, w.conv_bias, C);
+    floats(3, w.dt_bias, heads);
+    floats(4, w.D, heads);
+    floats(5, w.in_proj_bias, a.in_proj_rows);
+    floats(6, w.out_proj_bias, a.d_model);
+    if (kMamba2) {
+      floats(7, w.mixer_norm, a.d_inner);
+      floats(8, w.A, heads);
+    }
   }
 
-  // Of the channels among this block's rows of in_proj, widened to what a prefetch can name.
-  __device__ void prefetch_windows(int layer) const {
-    const int each = rows_of_tile<W>(a.d_model, ring.stage_bytes), tiles = tile_count(a.in_proj_rows, each);
-    const int C = conv_channels(a), first = kMamba2 ? a.d_inner : 0;
-    const int begin = max(share_begin(tiles) * each - first, 0) / 4 * 4;
-    const int end = min((share_end(tiles) * each - first + 3) / 4 * 4, C);
-    if (begin >= end) return;
-    for (int t = 0; t < a.tokens; ++t) {
-      for (int k = 0; k < a.d_conv - 1; ++k) {
-        prefetch(slot(t) + layer * a.layer_conv_state + k * C + begin, (end - begin) * 4);
+  __device__ void prefetch_channels(const DecodeLayer& w, int layer, int lane) const {
+    if (kMamba2 && lane < a.tokens * (a.d_conv - 1)) {
+      const int C = conv_channels(), begin = min(a.d_inner + smalls.begin, C);
+      prefetch(window(lane % a.tokens, layer) + lane / a.tokens * C + begin, min(smalls.count, C - begin) * 4);
+    }
+    if (channels.count == 0) return;
+    const int C = conv_channels(), begin = channels.begin, bytes = channels.count * 4;
+#pragma unroll 1
+    for (int i = lane; i < a.tokens * (a.d_conv - 1); i += kWarp) {
+      prefetch(window(i % a.tokens, layer) + i / a.tokens * C + begin, bytes);
+    }
+    if constexpr (!kMamba2) {
+#pragma unroll 1
+      for (int i = lane; i < a.tokens * a.d_state; i += kWarp) {
+        prefetch(ssm_state(i % a.tokens, layer) + static_cast<int64_t>(i / a.tokens) * a.d_inner + begin, bytes);
+      }
+#pragma unroll 1
+      for (int n = lane; n < a.d_state; n += kWarp) {
+        prefetch(w.A + static_cast<int64_t>(n) * a.d_inner + begin, bytes);
+      }
+      if (lane == 0) {
+        const int64_t row_bytes = a.dt_rank_padded * static_cast<int64_t>(sizeof(W));
+        prefetch(static_cast<const char*>(w.dt_proj) + begin * row_bytes, channels.count * row_bytes);
       }
     }
   }
 
-  // What the scan of this layer will read besides: its part of the states, and of dt_proj.
-  __device__ void prefetch_states(const DecodeLayer& w, int layer) const {
-    for (int t = 0; t < a.tokens; ++t) {
-      const float* state = slot(t) + a.conv_state + layer * a.layer_ssm_state;
-      if constexpr (kMamba2) {
-        const int begin = share_begin(a.d_inner), end = share_end(a.d_inner);
-        prefetch(state + static_cast<int64_t>(begin) * a.d_state, static_cast<int64_t>(end - begin) * a.d_state * 4);
-      } else {
-        const int begin = share_begin(a.d_inner / kChannels) * kChannels, end = share_end(a.d_inner / kChannels) * kChannels;
-        if (begin == end) return;
-        for (int n = 0; n < a.d_state; ++n) {
-          prefetch(state + static_cast<int64_t>(n) * a.d_inner + begin, static_cast<int64_t>(end - begin) * 4);
-          if (t == 0) prefetch(w.A + static_cast<int64_t>(n) * a.d_inner + begin, static_cast<int64_t>(end - begin) * 4);
-        }
-        const int64_t row = a.dt_rank_padded * static_cast<int64_t>(sizeof(W));
-        if (t == 0) prefetch(static_cast<const char*>(w.dt_proj) + begin * row, (end - begin) * row);
-      }
-    }
+  template <typename T>
+  __device__ T* at(int offset) const { return reinterpret_cast<T*>(base + offset); }
+  __device__ int conv_channels() const { return a.d_inner + (kMamba2 ? 2 * a.n_groups * a.d_state : 0); }
+  __device__ float* window(int t, int layer) const { return at<float*>(l.slots)[t] + layer * a.layer_conv_state; }
+  __device__ float* ssm_state(int t, int layer) const {
+    return at<float*>(l.slots)[t] + a.conv_state + layer * a.layer_ssm_state;
   }
-
-  __device__ void barrier() { grid_barrier(e.barrier, target); }
-
-  // kTokens may exceed the tokens there are; the last one is then computed again.
-  __device__ int token(int t) const { return min(t, a.tokens - 1); }
-  __device__ float* slot(int t) const { return slots[t]; }
-
-  __device__ void embed() {
-    const W* table = static_cast<const W*>(a.embedding);
-    const int step = static_cast<int>(gridDim.x) * kThreads;
-    for (int i = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x); i < a.tokens * a.d_model; i += step) {
-      e.x[i] = to_float(table[static_cast<int64_t>(a.ids[i / a.d_model]) * a.d_model + i % a.d_model]);
-    }
+  __device__ char* fragments() const {
+    return base + l.fragments + static_cast<int>(threadIdx.x) / kWarp * tokens() * stride();
   }
+  __device__ int stride() const { return l.warp_chunks * kFragment; }  // bytes from vector to vector of a warp
+  __device__ const W* embedding(int t) const { return at<const W*>(l.embeddings)[t]; }
 
-  // x * weight to shared memory; scale[t] is what the norm multiplies by.
-  __device__ void load_normed(const float* weight, float (&scale)[kTokens]) {
-    float squares[kTokens] = {};
-    for (int k = static_cast<int>(threadIdx.x) * 4; k < a.d_model; k += kThreads * 4) {
-      const float4 g = __ldg(reinterpret_cast<const float4*>(weight + k));
-#pragma unroll
-      for (int t = 0; t < kTokens; ++t) {
-        float4 v = __ldcg(reinterpret_cast<const float4*>(e.x + token(t) * a.d_model + k));
-        squares[t] = fmaf(v.x, v.x, fmaf(v.y, v.y, fmaf(v.z, v.z, fmaf(v.w, v.w, squares[t]))));
-        v = {v.x * g.x, v.y * g.y, v.z * g.z, v.w * g.w};
-        *reinterpret_cast<float4*>(vector + t * swizzled_size(a.d_model) + swizzled(k)) = v;
-      }
-    }
-    block_sums(squares, scratch);
-#pragma unroll
-    for (int t = 0; t < kTokens; ++t) scale[t] = rsqrtf(squares[t] / static_cast<float>(a.d_model) + a.norm_eps);
-  }
-
-  __device__ void load_plain(const float* from, int size) {
-    for (int k = static_cast<int>(threadIdx.x) * 4; k < size; k += kThreads * 4) {
-#pragma unroll
-      for (int t = 0; t < kTokens; ++t) {
-        *reinterpret_cast<float4*>(vector + t * swizzled_size(size) + swizzled(k)) =
-            __ldcg(reinterpret_cast<const float4*>(from + token(t) * size + k));
-      }
+  // The residual stream of this block's rows of out_proj lies in shared memory: [row << shift() | token].
+  __device__ void init_residual() {
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x); i < outputs.count << shift(); i += kThreads) {
+      const int t = i & ((1 << shift()) - 1);
+      if (t < tokens()) at<float>(l.residual)[i] = to_float(embedding(t)[outputs.begin + (i >> shift())]);
     }
     block_barrier();
   }
 
-  // Rows of in_proj: those that go into the convolution go on through it.
-  struct InProj {
-    struct Loaded {
-      float bias, past[kMaxConv - 1], weight[kMaxConv], conv_bias;
-    };
-    const Step& s;
-    const DecodeLayer& w;
-    int layer;
-    float scale;  // of the norm, of the lane's token
+  // ---- Products -----------------------------------------------------------------------------------------------------
 
-    __device__ int lane() const { return static_cast<int>(threadIdx.x) % kWarp; }
-    __device__ int channel(int row) const { return row - (kMamba2 ? s.a.d_inner : 0); }
-    __device__ float* window() const { return s.slots[lane()] + layer * s.a.layer_conv_state; }
+  // float16 ends at 65504, which a residual stream may exceed: it is scaled down before the norm.
+  static constexpr float kScale = std::is_same_v<W, __half> ? 0x1p-6f : 1;
 
-    __device__ Loaded load(int row) const {
-      Loaded l{};
-      const DecodeStepArgs& a = s.a;
-      if (lane() >= a.tokens) return l;
-      if (w.in_proj_bias != nullptr) l.bias = w.in_proj_bias[row];
-      const int c = channel(row), C = conv_channels(a);
-      if (c < 0 || c >= C) return l;
+  // Whether a product reads u or y [E] instead of the residual stream [D], and whether what it reads is normed.
+  template <int kPhase>
+  static constexpr bool kInner = kPhase == kOut || (!kMamba2 && kPhase == kSmall);
+  template <int kPhase>
+  static constexpr bool kNormed = !kInner<kPhase> || kMamba2;
+
+  // Rows of one product, their sums handed over, stored, or kept for the scan.
+  template <int kPhase>
+  __device__ void product(const DecodeLayer& w, int layer) {
+    const Share share = kPhase == kOut     ? outputs
+                        : kPhase == kSmall ? smalls
+                        : kPhase == kHead  ? Share(a.vocab_size)
+                                           : channels;
+    if (share.count == 0) return;
+    const int tid = static_cast<int>(threadIdx.x), warp = tid / kWarp, t = tid & ((1 << shift()) - 1);
+    const Slice& slice = kInner<kPhase> ? inner_slice : model_slice;
+    const SharedLayout::Tiles& tiles = kInner<kPhase> ? l.inner : l.model;
+    const int row_bytes = (kInner<kPhase> ? a.d_inner : a.d_model) * static_cast<int>(sizeof(W));
+    const int pass_rows = kTokens == 1 ? 64 : 32;
+#pragma unroll 1
+    for (int first = 0; first < share.count; first += pass_rows) {
+      const int count = min(pass_rows, share.count - first);
+      const int mine = first + (tid >> shift()), row = share.begin + mine;
+      const bool own = tid < count << shift() && t < tokens();
+      Operands operands{};
+      if (own) operands = load_operands<kPhase>(w, layer, row, t);
+      float squares[kTokens] = {};
+      // x and z read the same vector, and so do B, C, dt of Mamba-2.
+      const bool fresh = first == 0 && kPhase != kZ && !(kMamba2 && kPhase == kX && smalls.count > 0);
+      if (fresh) receive_vector<kPhase>(w, layer, squares);
+      float* sums = at<float>(l.sums) + sums_buffer * kWarps * kSums;
+      multiply<W, (kTokens + 1) / 2>(ring, ring_at, slice, fragments(), stride(), tokens(), shift(), count, row_bytes,
+                                     tiles.shift, tiles.rows, sums + warp * kSums);
+      if (kNormed<kPhase> && fresh) {
+        buffer ^= 1;
+        store_squares(squares);
+      }
+      block_barrier();
+      if (own) finish<kPhase>(layer, mine, row, t, total<kPhase>(sums + tid, t), operands);
+      sums_buffer ^= 1;
+    }
+  }
+
+  template <int kPhase>
+  __device__ void receive_vector(const DecodeLayer& w, int layer, float (&squares)[kTokens]) {
+    constexpr bool kStream = !kInner<kPhase>;  // the residual stream
+    const float* norm = kPhase == kHead ? a.norm_f : kStream ? w.norm : kMamba2 ? w.mixer_norm : nullptr;
+    if (kStream && kPhase != kHead && layer == 0) return receive_embedding(norm, model_slice, squares);
+    receive<W, kTokens>(kStream ? e.x : kPhase == kOut ? e.y : e.u, kStream ? a.d_model : a.d_inner,
+                        static_cast<unsigned>(kStream ? layer : layer + 1), norm, kNormed<kPhase> ? kScale : 1,
+                        kStream ? model_slice : inner_slice, tokens(), fragments(), stride(), squares);
+  }
+
+  // As receive().
+  __device__ void receive_embedding(const float* norm, const Slice& slice, float (&squares)[kTokens]) {
 #pragma unroll
-      for (int k = 0; k < kMaxConv; ++k) {
-        if (k < a.d_conv) l.weight[k] = w.conv_weight[k * C + c];
-        if (k < a.d_conv - 1) l.past[k] = window()[k * C + c];
-      }
-      if (w.conv_bias != nullptr) l.conv_bias = w.conv_bias[c];
-      return l;
-    }
-    __device__ void store(int row, const float (&sum)[kTokens], const Loaded& l) const {
-      const DecodeStepArgs& a = s.a;
-      if (lane() >= a.tokens) return;
-      const float v = fmaf(pick(sum, lane()), scale, l.bias);
-      const int c = channel(row), C = conv_channels(a);
-      if (c >= 0 && c < C) {
-        float y = l.conv_bias;
-#pragma unroll
-        for (int k = 0; k < kMaxConv; ++k) {
-          if (k >= a.d_conv) break;
-          const float x = k < a.d_conv - 1 ? l.past[k < kMaxConv - 1 ? k : 0] : v;
-          y = fmaf(l.weight[k], x, y);
-          if (k > 0) window()[(k - 1) * C + c] = x;
-        }
-        s.e.conv[lane() * C + c] = silu(y);
-      } else if (kMamba2 && c >= C) {
-        if (c - C < a.n_heads) s.e.dbc[lane() * a.n_heads + c - C] = v;
-      } else {
-        s.e.z[lane() * a.d_inner + (kMamba2 ? row : row - a.d_inner)] = v;
-      }
-    }
-  };
-
-  __device__ void in_proj(const DecodeLayer& w, int layer) {
-    float scale[kTokens];
-    load_normed(w.norm, scale);
-    multiply<W, kTokens>(ring, tile, a.in_proj_rows, a.d_model, vector,
-                         InProj{*this, w, layer, pick(scale, static_cast<int>(threadIdx.x) % kWarp)});
-  }
-
-  // Rows that are stored as they are, times a factor, on top of what is there if `add`.
-  template <bool kAdd>
-  struct Plain {
-    struct Loaded {
-      float before;
-    };
-    float* out;  // [T, size]
-    int64_t size;
-    int tokens;
-    const float* bias;
-    float scale;
-
-    __device__ float* at(int row) const { return out + threadIdx.x % kWarp * size + row; }
-    __device__ bool has_token() const { return static_cast<int>(threadIdx.x % kWarp) < tokens; }
-    __device__ Loaded load(int row) const {
-      Loaded l{};
-      if (!has_token()) return l;
-      if (kAdd) l.before = __ldcg(at(row));
-      if (bias != nullptr) l.before += bias[row];
-      return l;
-    }
-    __device__ void store(int row, const float (&sum)[kTokens], const Loaded& l) const {
-      if (has_token()) *at(row) = fmaf(pick(sum, static_cast<int>(threadIdx.x) % kWarp), scale, l.before);
-    }
-  };
-
-  __device__ void x_proj() {
-    load_plain(e.conv, a.d_inner);
-    multiply<W, kTokens>(ring, tile, dbc_size(a), a.d_inner, vector, Plain<false>{e.dbc, dbc_size(a), a.tokens, nullptr, 1});
-  }
-
-  // dt_proj and the selective scan: a warp takes 8 channels, four lanes each, so that its state accesses fill sectors.
-  __device__ void scan(const DecodeLayer& w, int layer) {
-    constexpr int kLanes = kWarp / kChannels;
-    const int E = a.d_inner, N = a.d_state, R = a.dt_rank_padded, size = dbc_size(a);
-    for (int i = static_cast<int>(threadIdx.x); i < a.tokens * size; i += kThreads) small[i] = __ldcg(e.dbc + i);
-    block_barrier();
-    if (a.falcon) {
-      for (int t = 0; t < a.tokens; ++t) {
-        norm_part(small + t * size, a.dt_rank);
-        norm_part(small + t * size + R, N);
-        norm_part(small + t * size + R + N, N);
-      }
-    }
-    const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, c = lane % kChannels, q = lane / kChannels;
-    const W* dt_proj = static_cast<const W*>(w.dt_proj);
-    for (int task = share_begin(E / kChannels) + warp; task < share_end(E / kChannels); task += kWarps) {
-      const int channel = task * kChannels + c;
-      for (int t = 0; t < a.tokens; ++t) {
-        const float* dt = small + t * size;
-        const float *B = dt + R, *C = B + N;
-        float delta = 0;
-        for (int r = q * 8; r < R; r += kLanes * 8) {
-#pragma unroll
-          for (int i = 0; i < 8; ++i) delta = fmaf(to_float(dt_proj[static_cast<int64_t>(channel) * R + r + i]), dt[r + i], delta);
-        }
-        delta += __shfl_xor_sync(~0u, delta, kChannels);
-        delta += __shfl_xor_sync(~0u, delta, 2 * kChannels);
-        delta = softplus(delta + w.dt_bias[channel]);
-        const float u = __ldcg(e.conv + t * E + channel), z = __ldcg(e.z + t * E + channel);
-        float* state = slot(t) + a.conv_state + layer * a.layer_ssm_state + channel;
-        float y = 0;
-#pragma unroll 4
-        for (int n = q; n < N; n += kLanes) {
-          const float h = fmaf(expf(delta * w.A[n * E + channel]), state[static_cast<int64_t>(n) * E], delta * B[n] * u);
-          state[static_cast<int64_t>(n) * E] = h;
-          y = fmaf(C[n], h, y);
-        }
-        y += __shfl_xor_sync(~0u, y, kChannels);
-        y += __shfl_xor_sync(~0u, y, 2 * kChannels);
-        if (q == 0) e.y[t * E + channel] = fmaf(w.D[channel], u, y) * silu(z);
-      }
-    }
-  }
-
-  // Falcon-Mamba's norm without weight, in shared memory.
-  __device__ void norm_part(float* v, int size) {
-    float squares[1] = {};
-    for (int i = static_cast<int>(threadIdx.x); i < size; i += kThreads) squares[0] = fmaf(v[i], v[i], squares[0]);
-    block_sums(squares, scratch);
-    const float scale = rsqrtf(squares[0] / static_cast<float>(size) + a.mixer_norm_eps);
-    for (int i = static_cast<int>(threadIdx.x); i < size; i += kThreads) v[i] *= scale;
-    block_barrier();
-  }
-
-  // State update of Mamba-2 and the gate: a warp takes one row [N] of the state [H, P, N].
-  __device__ void ssd(const DecodeLayer& w, int layer) {
-    const int E = a.d_inner, N = a.d_state, H = a.n_heads, P = a.headdim, GN = a.n_groups * N, C = E + 2 * GN;
-    for (int i = static_cast<int>(threadIdx.x); i < a.tokens * 2 * GN; i += kThreads) {
-      small[i] = __ldcg(e.conv + i / (2 * GN) * C + E + i % (2 * GN));
-    }
-    block_barrier();
-    const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-    const int begin = share_begin(E), rows = share_end(E) - begin;
-#pragma unroll 2
-    for (int task = warp; task < a.tokens * rows; task += kWarps) {
-      const int t = task / rows, row = begin + task % rows, head = row / P;
-      const float* B = small + t * 2 * GN + head / (H / a.n_groups) * N;
-      const float* c = B + GN;
-      float* state = slot(t) + a.conv_state + layer * a.layer_ssm_state + static_cast<int64_t>(row) * N;
-      const float x = __ldcg(e.conv + t * C + row), z = __ldcg(e.z + t * E + row);
-      const float dt = fminf(fmaxf(softplus(__ldcg(e.dbc + t * H + head) + w.dt_bias[head]), a.dt_min), a.dt_max);
-      const float decay = expf(dt * w.A[head]), dtx = dt * x;
-      float y = 0;
-      for (int n = lane * 4; n < N; n += kWarp * 4) {
-        float4 h = *reinterpret_cast<const float4*>(state + n);
-        const float4 b = *reinterpret_cast<const float4*>(B + n), cv = *reinterpret_cast<const float4*>(c + n);
-        h.x = fmaf(decay, h.x, dtx * b.x);
-        h.y = fmaf(decay, h.y, dtx * b.y);
-        h.z = fmaf(decay, h.z, dtx * b.z);
-        h.w = fmaf(decay, h.w, dtx * b.w);
-        *reinterpret_cast<float4*>(state + n) = h;
-        y += h.x * cv.x + h.y * cv.y + h.z * cv.z + h.w * cv.w;
-      }
-      y = warp_sum(y);
-      if (lane == 0) e.y[t * E + row] = fmaf(w.D[head], x, y) * silu(z);
-    }
-  }
-
-  // The gated norm where there is one, projection, and the residual stream moves on.
-  __device__ void out_proj(const DecodeLayer& w) {
-    if constexpr (kMamba2) {
-      load_group_normed(w.mixer_norm);
-    } else {
-      load_plain(e.y, a.d_inner);
-    }
-    multiply<W, kTokens>(ring, tile, a.d_model, a.d_inner, vector, Plain<true>{e.x, a.d_model, a.tokens, w.out_proj_bias, 1});
-  }
-
-  __device__ void load_group_normed(const float* weight) {
-    const int E = a.d_inner, size = E / a.n_groups;
     for (int t = 0; t < kTokens; ++t) {
-      float* out = vector + t * swizzled_size(E);
-      for (int g = 0; g < a.n_groups; ++g) {
-        float squares[1] = {};
-        for (int k = g * size + static_cast<int>(threadIdx.x); k < (g + 1) * size; k += kThreads) {
-          const float v = __ldcg(e.y + token(t) * E + k);
-          squares[0] = fmaf(v, v, squares[0]);
-          out[swizzled(k)] = v * weight[k];
-        }
-        block_sums(squares, scratch);
-        const float scale = rsqrtf(squares[0] / static_cast<float>(size) + a.norm_eps);
-        for (int k = g * size + static_cast<int>(threadIdx.x); k < (g + 1) * size; k += kThreads) out[swizzled(k)] *= scale;
+      if (t >= tokens()) break;
+      const W* from = embedding(t) + slice.begin;
+#pragma unroll 1
+      for (int k = 2 * (static_cast<int>(threadIdx.x) % kWarp); k < slice.size; k += 2 * kWarp) {
+        const float v0 = to_float(from[k]), v1 = to_float(from[k + 1]);
+        const float* g = norm + slice.begin + k;
+        squares[t] = fmaf(v0, v0, fmaf(v1, v1, squares[t]));
+        put_fragment<W>(fragments() + t * stride(), k, v0 * g[0] * kScale, v1 * g[1] * kScale);
+      }
+    }
+    __syncwarp();
+  }
+
+  // The warp's sums of squares: [warp, token].
+  __device__ void store_squares(const float (&squares)[kTokens]) {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t) {
+      if (t >= tokens()) break;
+      const float sum = warp_sum(squares[t]);
+      if (lane == 0) at<float>(l.squares)[(buffer * kWarps + warp) * kMaxDecodeTokens + t] = sum;
+    }
+  }
+
+  // What the warps' slices add up to, each group of columns divided by its root mean square if they were normed.
+  template <int kPhase>
+  __device__ float total(const float* sums, int t) const {
+    const float* squares = at<float>(l.squares) + buffer * kWarps * kMaxDecodeTokens + t;
+    const int groups = kMamba2 && kPhase == kOut ? a.n_groups : 1;
+    const auto part = [&](float sum, float square, int size) {
+      return kNormed<kPhase> ? sum * rsqrtf(square / static_cast<float>(size) + a.norm_eps) * (1 / kScale) : sum;
+    };
+    float sum = 0, square = 0;
+    if (groups == 1) {
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
+        sum += sums[w * kSums];
+        if (kNormed<kPhase>) square += squares[w * kMaxDecodeTokens];
+      }
+      return part(sum, square, kInner<kPhase> ? a.d_inner : a.d_model);
+    }
+    float result = 0;
+#pragma unroll 1
+    for (int w = 0; w < groups * warps_of_group(groups); ++w) {
+      sum += sums[w * kSums];
+      square += squares[w * kMaxDecodeTokens];
+      if ((w + 1) % warps_of_group(groups) != 0) continue;
+      result += part(sum, square, a.d_inner / groups);
+      sum = square = 0;
+    }
+    return result;
+  }
+
+  // What a row needs besides, loaded before its sum is there.
+  struct Operands {
+    float bias, past[kMaxConv - 1], weight[kMaxConv], conv_bias;
+  };
+
+  // The channel of the convolution that a row of the product feeds, or -1.
+  template <int kPhase>
+  __device__ int conv_channel(int row) const {
+    if (kPhase == kX) return row;
+    return kMamba2 && kPhase == kSmall && row < 2 * a.n_groups * a.d_state ? a.d_inner + row : -1;
+  }
+
+  template <int kPhase>
+  __device__ Operands load_operands(const DecodeLayer& w, int layer, int row, int t) const {
+    Operands o{};
+    if (kPhase == kOut && w.out_proj_bias != nullptr) o.bias = w.out_proj_bias[row];
+    if (!kInner<kPhase> && kPhase != kHead && w.in_proj_bias != nullptr) {
+      o.bias = w.in_proj_bias[first_row(kPhase) + row];
+    }
+    const int c = conv_channel<kPhase>(row), C = conv_channels();
+    if (c < 0) return o;
+#pragma unroll
+    for (int k = 0; k < kMaxConv; ++k) {
+      if (k < a.d_conv) o.weight[k] = w.conv_weight[k * C + c];
+      if (k < a.d_conv - 1) o.past[k] = window(t, layer)[k * C + c];
+    }
+    if (w.conv_bias != nullptr) o.conv_bias = w.conv_bias[c];
+    return o;
+  }
+
+  __device__ float convolve(int layer, int c, int t, float v, const Operands& o) const {
+    float* past = window(t, layer);
+    const int C = conv_channels();
+    float y = o.conv_bias;
+#pragma unroll
+    for (int k = 0; k < kMaxConv; ++k) {
+      if (k >= a.d_conv) break;
+      const float x = k < a.d_conv - 1 ? o.past[k < kMaxConv - 1 ? k : 0] : v;
+      y = fmaf(o.weight[k], x, y);
+      if (k > 0) past[(k - 1) * C + c] = x;
+    }
+    return silu(y);
+  }
+
+  // `mine` is the row among those of this block, `row` that among all blocks'.
+  template <int kPhase>
+  __device__ void finish(int layer, int mine, int row, int t, float sum, const Operands& o) {
+    float v = sum + o.bias;
+    const int i = mine << shift() | t, c = conv_channel<kPhase>(row);
+    const auto tag = static_cast<unsigned>(layer) + 1;
+    if (c >= 0) v = convolve(layer, c, t, v, o);
+    if constexpr (kPhase == kHead) {
+      a.logits[static_cast<int64_t>(t) * a.vocab_size + row] = v;
+    } else if constexpr (kPhase == kZ) {
+      at<float>(l.z)[i] = v;
+    } else if constexpr (kPhase == kX) {
+      if (!kMamba2) publish(e.u + t * a.d_inner + row, v, tag);
+      at<float>(l.u)[i] = v;
+    } else if constexpr (kPhase == kSmall) {
+      publish(e.small + t * small_size(a) + row, v, tag);
+    } else {
+      v += at<float>(l.residual)[i];
+      publish(e.x + t * a.d_model + row, v, tag);
+      at<float>(l.residual)[i] = v;
+    }
+  }
+
+  // ---- Scan ---------------------------------------------------------------------------------------------------------
+
+  // dt, B and C, or B, C and dt, of all tokens, to shared memory: [token, small_stride].
+  __device__ void receive_small(int layer) {
+    const int size = small_size(a);
+#pragma unroll 1
+    for (int t = 0; t < tokens(); ++t) {
+#pragma unroll 1
+      for (int i = static_cast<int>(threadIdx.x); i < size; i += kThreads) {
+        Packet v;
+        do {
+          v = look(e.small + t * size + i);
+        } while (!has_tag(v, static_cast<unsigned>(layer) + 1));
+        at<float>(l.small)[t * small_stride(a) + i] = value_of(v);
       }
     }
     block_barrier();
   }
 
-  __device__ void head() {
-    float scale[kTokens];
-    load_normed(a.norm_f, scale);
-    multiply<W, kTokens>(ring, tile, a.vocab_size, a.d_model, vector,
-                         Plain<false>{a.logits, a.vocab_size, a.tokens, nullptr,
-                                      pick(scale, static_cast<int>(threadIdx.x) % kWarp)});
+  // What the scan of a channel needs, loaded before the others' part is there. A lane has the columns
+  // [8 (lane % kLanes + i kLanes), + 8) of dt_proj and the states lane % kLanes + i kLanes.
+  struct Channel {
+    uint4 dt_proj[4][sizeof(W) / 2];
+    float A[2], D, dt_bias;
+  };
+
+  __device__ Channel load_channel(const DecodeLayer& w, int channel) const {
+    Channel c{};
+    const int E = a.d_inner, j = static_cast<int>(threadIdx.x) % kLanes;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int r = 8 * (j + i * kLanes);
+      if (r >= a.dt_rank_padded) continue;
+      const W* row = static_cast<const W*>(w.dt_proj) + static_cast<int64_t>(channel) * a.dt_rank_padded;
+      const auto* from = reinterpret_cast<const uint4*>(row + r);
+#pragma unroll
+      for (int v = 0; v < static_cast<int>(sizeof(W)) / 2; ++v) c.dt_proj[i][v] = from[v];
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int64_t n = j + i * kLanes;
+      if (n >= a.d_state) continue;
+      c.A[i] = w.A[n * E + channel];
+    }
+    c.D = w.D[channel];
+    c.dt_bias = w.dt_bias[channel];
+    return c;
+  }
+
+  __device__ void load_states(float (&h)[2], int t, int layer, int channel) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int n = static_cast<int>(threadIdx.x) % kLanes + i * kLanes;
+      if (n < a.d_state) h[i] = ssm_state(t, layer)[static_cast<int64_t>(n) * a.d_inner + channel];
+    }
+  }
+
+  // 1 / root mean square of a part of what was received, by a whole warp: Falcon-Mamba's norm without weight.
+  __device__ float norm_factor(const float* v, int size) const {
+    float squares = 0;
+    for (int i = static_cast<int>(threadIdx.x) % kWarp; i < size; i += kWarp) squares = fmaf(v[i], v[i], squares);
+    return rsqrtf(warp_sum(squares) / static_cast<float>(size) + a.mixer_norm_eps);
+  }
+
+  // dt_proj and the selective scan of this block's channels.
+  __device__ void scan(const DecodeLayer& w, int layer) {
+    const int E = a.d_inner, N = a.d_state, R = a.dt_rank_padded;
+    const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+    const int j = lane % kLanes, mine = lane / kLanes, last = channels.count - 1;
+    const int begin = channels.begin + min(warp * kRowsOfWarp + mine, last);
+    Channel c = load_channel(w, begin);
+    float states[2];
+    load_states(states, 0, layer, begin);
+    receive_small(layer);
+    for (int first = warp * kRowsOfWarp; first < channels.count; first += kWarps * kRowsOfWarp) {
+      const bool own = first + mine < channels.count;
+      const int row = min(first + mine, last), channel = channels.begin + row;
+      if (first >= kWarps * kRowsOfWarp) {
+        c = load_channel(w, channel);
+        load_states(states, 0, layer, channel);
+      }
+#pragma unroll 1
+      for (int t = 0; t < tokens(); ++t) {
+        const float h0[2] = {states[0], states[1]};
+        if (t + 1 < tokens()) load_states(states, t + 1, layer, channel);
+        const float* dt = at<float>(l.small) + t * small_stride(a);
+        const float *B = dt + R, *C = B + N;
+        float dt_factor = 1, B_factor = 1, C_factor = 1;
+        if (a.falcon) {
+          dt_factor = norm_factor(dt, a.dt_rank);
+          B_factor = norm_factor(B, N);
+          C_factor = norm_factor(C, N);
+        }
+        float delta = 0;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int r = 8 * (j + i * kLanes);
+          if (r >= R) continue;
+          const W* weight = reinterpret_cast<const W*>(c.dt_proj[i]);
+          const float4 low = *reinterpret_cast<const float4*>(dt + r);
+          const float4 high = *reinterpret_cast<const float4*>(dt + r + 4);
+          const float v[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+          for (int k = 0; k < 8; ++k) delta = fmaf(to_float(weight[k]), v[k], delta);
+        }
+        delta = softplus(fmaf(row_sum(delta), dt_factor, c.dt_bias));
+        const float u = at<float>(l.u)[row << shift() | t], z = at<float>(l.z)[row << shift() | t];
+        float y = 0;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int n = j + i * kLanes;
+          if (n >= N) continue;
+          const float h = fmaf(exp2_fast(kLog2e * delta * c.A[i]), h0[i], delta * (B[n] * B_factor) * u);
+          if (own) ssm_state(t, layer)[static_cast<int64_t>(n) * E + channel] = h;
+          y = fmaf(C[n] * C_factor, h, y);
+        }
+        y = row_sum(y);
+        if (own && j == 0) {
+          publish(e.y + t * E + channel, fmaf(c.D, u, y) * silu(z), static_cast<unsigned>(layer) + 1);
+        }
+      }
+    }
+  }
+
+  // What the state update needs of a row's head; B is the place of its group's.
+  struct Head {
+    int head, B;
+    float A, D, dt_bias;
+  };
+  __device__ Head load_head(const DecodeLayer& w, int row) const {
+    const int2 place = at<int2>(l.rows)[row];
+    return {place.x, place.y, w.A[place.x], w.D[place.x], w.dt_bias[place.x]};
+  }
+
+  // State update of Mamba-2 and the gate: this block's rows [N] of the state [H, P, N].
+  __device__ void ssd(const DecodeLayer& w, int layer) {
+    const int E = a.d_inner, N = a.d_state, GN = a.n_groups * N;
+    const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+    const int j = lane % kLanes;
+    const int mine = warp * kRowsOfWarp + lane / kLanes;
+    Head h = load_head(w, min(mine, min(l.state.rows, channels.count) - 1));
+    receive_small(layer);
+#pragma unroll 1
+    for (int t = 0; t < tokens(); ++t) {
+#pragma unroll 1
+      for (int first = 0; first < channels.count; first += l.state.rows) {
+        const int count = min(l.state.rows, channels.count - first);
+        const bool own = mine < count;
+        const int row = first + min(mine, count - 1), channel = channels.begin + row;
+        if (t + first > 0) h = load_head(w, row);
+        const float* small = at<float>(l.small) + t * small_stride(a);
+        const float* B = small + h.B;
+        const float* C = B + GN;
+        const char* place = ring.row(ring_at, row - first, row_pitch(N * 4), l.state.shift);
+        const auto* from = reinterpret_cast<const float4*>(place);
+        auto* state = reinterpret_cast<float4*>(ssm_state(t, layer) + static_cast<int64_t>(channel) * N);
+        const float x = at<float>(l.u)[row << shift() | t], z = at<float>(l.z)[row << shift() | t];
+        const float dt = fminf(fmaxf(softplus(small[2 * GN + h.head] + h.dt_bias), a.dt_min), a.dt_max);
+        const float decay = exp2_fast(kLog2e * dt * h.A), dtx = dt * x;
+        float y = 0;
+        ring.wait(ring_at);
+#pragma unroll 2
+        for (int n = j; n < N / 4; n += kLanes) {
+          float4 v = from[n];
+          const float4 b = reinterpret_cast<const float4*>(B)[n], c = reinterpret_cast<const float4*>(C)[n];
+          v.x = fmaf(decay, v.x, dtx * b.x);
+          v.y = fmaf(decay, v.y, dtx * b.y);
+          v.z = fmaf(decay, v.z, dtx * b.z);
+          v.w = fmaf(decay, v.w, dtx * b.w);
+          if (own) state[n] = v;
+          y += v.x * c.x + v.y * c.y + v.z * c.z + v.w * c.w;
+        }
+        ring.release(ring_at, count, l.state.shift);
+        y = row_sum(y);
+        if (own && j == 0) publish(e.y + t * E + channel, fmaf(h.D, x, y) * silu(z), static_cast<unsigned>(layer) + 1);
+      }
+    }
   }
 
   const DecodeStepArgs& a;
+  const Exchange& e;
+  const SharedLayout& l;
   const Ring& ring;
-  Exchange e;
-  float* const vector;  // shared memory: [kTokens, swizzled_size]
-  float* scratch;       // of block_sums and Rows
-  float* small;         // dt, B, C
-  float** slots;        // [kTokens] states of the sequences
+  char* const base;  // of shared memory
+  const Share channels, smalls, outputs;
+  const Slice model_slice, inner_slice;
   const DecodeLayer* layers;
-  unsigned target = 0;  // of the barrier
-  unsigned tile = 0;    // the next of the ring
+  RingPosition ring_at;
+  unsigned ring_free = static_cast<unsigned>(ring.stages);  // of the warp that fetches
+  int buffer = 0, sums_buffer = 0;  // of squares and sums: a warp may be a product ahead of those who still add up
 };
 
-// Shared memory: activations, mbarriers, ring.
-struct SharedLayout {
-  int64_t ring_at;
-  int stages, stage_bytes;
-  int warps;
-};
-
-int64_t activation_floats(const DecodeStepArgs& a, int tokens) {
-  return int64_t{tokens} * swizzled_size(std::max(a.d_model, a.d_inner)) + kWarps * std::max(tokens, kMaxGroups) +
-         a.tokens * small_size(a) + 2 * kMaxDecodeTokens + a.n_layer * 2 * kLayerWords;
-}
-
-template <typename W, int kTokens, bool kMamba2>
+template <typename W, bool kMamba2, int kTokens>
 __global__ void __launch_bounds__(kThreads + kWarp, 1)
-    decode_step_kernel(const __grid_constant__ DecodeStepArgs args, const __grid_constant__ SharedLayout shape) {
+    decode_step_kernel(const __grid_constant__ DecodeStepArgs args, const __grid_constant__ Exchange exchange,
+                       const __grid_constant__ SharedLayout shape) {
   extern __shared__ float4 shared[];
   char* base = reinterpret_cast<char*>(shared);
-  auto* barriers = reinterpret_cast<uint64_t*>(base + shape.ring_at) - 2 * kMaxStages;
-  Ring ring{base + shape.ring_at, barriers, barriers + kMaxStages, shape.stages, shape.stage_bytes, shape.warps};
+  auto* barriers = reinterpret_cast<uint64_t*>(base + shape.barriers);
+  const Ring ring{base + shape.ring, barriers, reinterpret_cast<unsigned*>(barriers + kMaxStages), shape.stages,
+                  shape.stage_bytes};
   ring.init();
-  Step<W, kTokens, kMamba2> step(args, ring, reinterpret_cast<float*>(base));
+  Step<W, kMamba2, kTokens> step(args, exchange, shape, ring, base);
   if (threadIdx.x < kThreads) {
     step.run();
   } else {
@@ -501,62 +602,32 @@ __global__ void __launch_bounds__(kThreads + kWarp, 1)
   }
 }
 
-// stages is 0 if the model does not fit.
-SharedLayout shared_layout(const DecodeStepArgs& a, int tokens, int64_t available) {
-  const int widest = std::max(a.d_model, a.d_inner);
-  SharedLayout l;
-  l.stage_bytes = static_cast<int>(dtype_bytes(a.dtype, widest) + 127) / 128 * 128;
-  l.ring_at = (activation_floats(a, tokens) * 4 + 2 * kMaxStages * 8 + 127) / 128 * 128;
-  l.stages = static_cast<int>(std::min<int64_t>(kMaxStages, (available - l.ring_at) / l.stage_bytes));
-  if (l.stages < kMinStages) l.stages = 0;
-  l.warps = std::min(kWarps, l.stages);
-  if (l.stages > 0) l.stages -= l.stages % l.warps;
-  return l;
-}
-
-int device_attribute(cudaDeviceAttr attribute) {
-  int device = 0, value = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
-  check(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
-  return value;
-}
-
-int64_t available_shared() { return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin); }
-
-int template_tokens(int tokens) { return tokens <= 2 ? tokens : kMaxDecodeTokens; }
-
-template <typename W, int kTokens, bool kMamba2>
+template <typename W, bool kMamba2, int kTokens>
 void launch(DecodeStepArgs a, cudaStream_t stream) {
-  const auto kernel = decode_step_kernel<W, kTokens, kMamba2>;
-  SharedLayout shape = shared_layout(a, kTokens, available_shared());
-  const int64_t bytes = shape.ring_at + int64_t{shape.stages} * shape.stage_bytes;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), "decode_step");
+  const auto kernel = decode_step_kernel<W, kMamba2, kTokens>;
+  const Device device = Device::current();
+  SharedLayout shape = shared_layout(a, device);
+  const int bytes = shape.ring + shape.stages * shape.stage_bytes;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "decode_step");
+  // No packet of this step may be taken for one of the last.
+  check(cudaMemsetAsync(a.workspace, 0, static_cast<std::size_t>(decode_step_workspace(a)), stream), "decode_step");
   Exchange exchange;
   layout(a, &exchange);
-  check(cudaMemsetAsync(exchange.barrier, 0, sizeof(unsigned), stream), "decode_step");
-  void* arguments[] = {&a, &shape};
-  check(cudaLaunchCooperativeKernel(kernel, dim3(static_cast<unsigned>(device_attribute(cudaDevAttrMultiProcessorCount))),
-                                    dim3(kThreads + kWarp), arguments, static_cast<size_t>(bytes), stream),
+  void* arguments[] = {&a, &exchange, &shape};
+  check(cudaLaunchCooperativeKernel(kernel, dim3(static_cast<unsigned>(device.multiprocessors)), dim3(kThreads + kWarp),
+                                    arguments, static_cast<std::size_t>(bytes), stream),
         "decode_step");
-}
-
-template <typename W, bool kMamba2>
-void launch_tokens(const DecodeStepArgs& a, cudaStream_t stream) {
-  switch (template_tokens(a.tokens)) {
-    case 1: return launch<W, 1, kMamba2>(a, stream);
-    case 2: return launch<W, 2, kMamba2>(a, stream);
-    default: return launch<W, kMaxDecodeTokens, kMamba2>(a, stream);
-  }
 }
 
 }  // namespace
 
 bool decode_step_fits(const DecodeStepArgs& a) {
   constexpr int kBulkCopies = 9;  // compute capability
-  return a.tokens <= kMaxDecodeTokens && a.n_groups <= kMaxGroups && a.d_conv <= kMaxConv &&
-         device_attribute(cudaDevAttrComputeCapabilityMajor) >= kBulkCopies &&
-         device_attribute(cudaDevAttrCooperativeLaunch) != 0 &&
-         shared_layout(a, template_tokens(a.tokens), available_shared()).stages > 0;
+  const Device device = Device::current();
+  const bool sizes = a.mamba2 ? a.n_groups <= kWarps : a.dt_rank_padded <= kMaxRank && a.d_state <= kMaxScanState;
+  return a.tokens <= kMaxDecodeTokens && (a.tokens == 1 || a.tokens * a.d_inner <= kMaxHandedOver) &&
+         a.d_conv <= kMaxConv && sizes && device.major >= kBulkCopies && device.cooperative != 0 &&
+         shared_layout(a, device).stages > 0;
 }
 
 int64_t decode_step_workspace(const DecodeStepArgs& a) {
@@ -566,7 +637,11 @@ int64_t decode_step_workspace(const DecodeStepArgs& a) {
 
 void decode_step(const DecodeStepArgs& a, cudaStream_t stream) {
   with_element_type(a.dtype, [&]<typename W>(W) {
-    a.mamba2 ? launch_tokens<W, true>(a, stream) : launch_tokens<W, false>(a, stream);
+    if (a.tokens == 1) {
+      a.mamba2 ? launch<W, true, 1>(a, stream) : launch<W, false, 1>(a, stream);
+    } else {
+      a.mamba2 ? launch<W, true, kMaxDecodeTokens>(a, stream) : launch<W, false, kMaxDecodeTokens>(a, stream);
+    }
   });
 }
 

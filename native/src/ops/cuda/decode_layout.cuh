@@ -1,0 +1,139 @@
+// Where the decode kernel keeps what it works with: vectors that blocks hand to each other, shared memory, the ring.
+#pragma once
+
+#include <algorithm>
+
+#include "ops/cuda/decode_step.h"
+#include "ops/cuda/exchange.cuh"
+
+namespace m4j::cuda {
+
+constexpr int kThreads = kWarp * kWarps;
+constexpr int kMinStages = 4;  // of the ring
+constexpr int kMaxConv = 4;    // d_conv
+constexpr int kSums = 128;     // of rows and tokens that a block adds up at a time, at most; a thread each
+constexpr int kLanes = 8;      // that share a channel of the scan, or a row of the SSD's state
+constexpr int kRowsOfWarp = kWarp / kLanes;
+constexpr int kProducts = 5;   // kinds of them
+constexpr int kMaxRank = 4 * kLanes * 8;   // padded dt_rank: four times 8 columns a lane
+constexpr int kMaxScanState = 2 * kLanes;  // d_state of the scan: two a lane
+constexpr int kMaxHandedOver = 12288;      // numbers of y of several tokens: to hand over more takes longer than launches
+constexpr int kLayerWords = sizeof(DecodeLayer) / sizeof(uint64_t);
+
+// Vectors that blocks hand to each other; see exchange.cuh.
+struct Exchange {
+  Packet* x;      // [T, D] residual stream
+  Packet* u;      // Mamba-1: [T, E] output of the convolution
+  Packet* small;  // [T, small_size]
+  Packet* y;      // [T, E] gated output of the scan
+};
+
+// Where things lie in shared memory, in bytes, and how the ring of weights is divided.
+struct SharedLayout {
+  int slots, embeddings, products, rows, sums, squares, u, z, residual, small, fragments, barriers, ring;
+  int warp_chunks;  // of fragments, for each warp
+  int stages, stage_bytes;
+  // Rows of d_model or d_inner columns, rows of states: log2 of how many fill a stage, and how many are a tile.
+  struct Tiles {
+    int shift, rows;
+  } model, inner, state;
+};
+
+// This block's part of a matrix.
+struct Product {
+  int matrix;               // place of its pointer in a DecodeLayer, in bytes
+  int first, begin, count;  // first row of all blocks' part, then of this block's from there
+  int columns, shift, tile;
+};
+
+// What every block needs of a layer besides its own channels: dt, B, C of Mamba-1; B, C, dt of Mamba-2.
+__host__ __device__ inline int small_size(const DecodeStepArgs& a) {
+  return a.mamba2 ? 2 * a.n_groups * a.d_state + a.n_heads : a.dt_rank_padded + 2 * a.d_state;
+}
+
+// Floats from token to token of it in shared memory, where it is read 16 bytes at a time.
+__host__ __device__ inline int small_stride(const DecodeStepArgs& a) { return (small_size(a) + 3) / 4 * 4; }
+
+// log2 of the distance between rows where the sums of all tokens lie together.
+__host__ __device__ inline int tokens_shift(int tokens) { return tokens <= 2 ? tokens - 1 : 2; }
+
+// Bytes of workspace.
+inline int64_t layout(const DecodeStepArgs& a, Exchange* e) {
+  int64_t used = 0;
+  const auto take = [&](int64_t elements) {
+    auto* p = reinterpret_cast<Packet*>(static_cast<char*>(a.workspace) + used);
+    used += (a.tokens * elements * static_cast<int64_t>(sizeof(Packet)) + 255) / 256 * 256;
+    return p;
+  };
+  e->x = take(a.d_model);
+  e->u = take(a.mamba2 ? 0 : a.d_inner);
+  e->small = take(small_size(a));
+  e->y = take(a.d_inner);
+  return used;
+}
+
+struct Device {
+  int major, cooperative, multiprocessors, shared_bytes;
+
+  static Device current() {
+    int device = 0;
+    check(cudaGetDevice(&device), "cudaGetDevice");
+    const auto attribute = [&](cudaDeviceAttr name) {
+      int value = 0;
+      check(cudaDeviceGetAttribute(&value, name, device), "cudaDeviceGetAttribute");
+      return value;
+    };
+    return {attribute(cudaDevAttrComputeCapabilityMajor), attribute(cudaDevAttrCooperativeLaunch),
+            attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
+  }
+};
+
+// stages is 0 if the model does not fit.
+inline SharedLayout shared_layout(const DecodeStepArgs& a, const Device& device) {
+  SharedLayout l{};
+  int used = 0;
+  const auto take = [&](int64_t bytes) {
+    const int offset = used;
+    used += static_cast<int>((bytes + 127) / 128 * 128);
+    return offset;
+  };
+  const int shift = tokens_shift(a.tokens), element = static_cast<int>(dtype_bytes(a.dtype, 1));
+  const auto largest_share = [&](int n) { return (n + device.multiprocessors - 1) / device.multiprocessors << shift; };
+  const int groups = a.mamba2 ? a.n_groups : 1;
+  const auto warp_chunks = [](int columns, int parts) {
+    return (chunks_of(columns / parts) + warps_of_group(parts) - 1) / warps_of_group(parts);
+  };
+  l.warp_chunks = std::max(warp_chunks(a.d_model, 1), warp_chunks(a.d_inner, groups));
+  take(int64_t{a.n_layer} * static_cast<int64_t>(sizeof(DecodeLayer)));
+  l.slots = take(kMaxDecodeTokens * 8);
+  l.embeddings = take(kMaxDecodeTokens * 8);
+  l.products = take(kProducts * static_cast<int64_t>(sizeof(Product)));
+  l.rows = take(a.mamba2 ? (largest_share(a.d_inner) >> shift) * 8 : 0);
+  l.sums = take(2 * kWarps * kSums * 4);
+  l.squares = take(2 * kWarps * kMaxDecodeTokens * 4);
+  l.u = take(largest_share(a.d_inner) * 4);
+  l.z = take(largest_share(a.d_inner) * 4);
+  l.residual = take(largest_share(a.d_model) * 4);
+  l.small = take(int64_t{a.tokens} * small_stride(a) * 4);
+  l.fragments = take(int64_t{kWarps} * l.warp_chunks * a.tokens * kFragment);
+  l.barriers = take(kMaxStages * 8 + kWarps * 4);
+  l.ring = used;
+
+  const int model = row_pitch(a.d_model * element), inner = row_pitch(a.d_inner * element);
+  const int state = a.mamba2 ? row_pitch(a.d_state * 4) : 0;
+  l.stage_bytes = (std::max({2 * model, inner, state}) + 127) / 128 * 128;
+  l.stages = std::min(kMaxStages, (device.shared_bytes - l.ring) / l.stage_bytes);
+  if (l.stages < kMinStages) l.stages = 0;
+  const auto tiles = [&](int pitch, int most) {
+    SharedLayout::Tiles t{0, most};
+    while (t.shift < kMaxRowsShift && pitch << (t.shift + 1) <= l.stage_bytes) ++t.shift;
+    while (t.rows > 1 && t.rows > l.stages / 2 << t.shift) t.rows /= 2;  // half of the ring, a divisor of all passes
+    return t;
+  };
+  l.model = tiles(model, kTileRows);
+  l.inner = tiles(inner, kTileRows);
+  if (a.mamba2) l.state = tiles(state, kWarps * kRowsOfWarp);
+  return l;
+}
+
+}  // namespace m4j::cuda

@@ -1,0 +1,94 @@
+// Vectors that the blocks of a resident kernel hand to each other. A number travels in one word of 64 bits with the tag
+// of its layer: who needs it reads until the tag is there, and nobody waits for anything else, no barrier, no fence.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/cuda/decode_step.h"
+#include "ops/cuda/row_product.cuh"
+
+namespace m4j::cuda {
+
+using Packet = uint64_t;
+
+__device__ inline Packet packet(float value, unsigned tag) { return uint64_t{tag} << 32 | __float_as_uint(value); }
+__device__ inline void publish(Packet* to, float value, unsigned tag) {
+  asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(to), "l"(packet(value, tag)) : "memory");
+}
+__device__ inline Packet look(const Packet* p) {
+  Packet v;
+  asm volatile("ld.relaxed.gpu.global.b64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
+  return v;
+}
+__device__ inline void look(const Packet* p, Packet (&v)[2]) {
+  asm volatile("ld.relaxed.gpu.global.v2.b64 {%0, %1}, [%2];" : "=l"(v[0]), "=l"(v[1]) : "l"(p) : "memory");
+}
+__device__ inline bool has_tag(Packet v, unsigned tag) { return static_cast<unsigned>(v >> 32) == tag; }
+__device__ inline float value_of(Packet v) { return __uint_as_float(static_cast<uint32_t>(v)); }
+
+// A warp's slice of `tokens` vectors [size] that lie one after the other, times `weight` if there is one and `factor`,
+// to its fragments, which lie `stride` bytes apart. `squares` are the lane's parts of the sums of squares.
+template <typename W, int kTokens>
+__device__ void receive(const Packet* from, int size, unsigned tag, const float* weight, float factor,
+                        const Slice& slice, int tokens, char* fragments, int stride, float (&squares)[kTokens]) {
+  constexpr int kBatch = 5;         // loads on their way
+  constexpr int kPart = 2 * kWarp;  // elements of a load of all lanes
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const Packet* begin = from + slice.begin + 2 * lane;
+  const float* weights = weight + slice.begin + 2 * lane;
+  const int mine = slice.size - 2 * lane;  // elements from the lane's first on
+  // The vector and the first element of a load.
+  struct Place {
+    int t, k;
+    __device__ void next(int size) {
+      k += kPart;
+      if (kTokens == 1 || k < size) return;
+      k = 0;
+      ++t;
+    }
+    __device__ bool ends(int tokens, int size) const { return kTokens == 1 ? k >= size : t >= tokens; }
+  };
+  if (slice.size == 0) return;
+#pragma unroll 1
+  for (Place first{0, 0}; !first.ends(tokens, slice.size);) {
+    float2 g[kBatch];
+    Packet v[kBatch][2];
+    Place at = first;
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j, at.next(slice.size)) {
+      if (at.ends(tokens, slice.size)) break;
+      g[j] = weight != nullptr && at.k < mine ? *reinterpret_cast<const float2*>(weights + at.k) : float2{1, 1};
+    }
+#pragma unroll
+    for (auto& two : v) two[0] = two[1] = packet(0, tag - 1);
+    for (bool missing = true; __any_sync(~0u, missing);) {
+      at = first;
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j, at.next(slice.size)) {
+        if (at.ends(tokens, slice.size)) break;
+        if (at.k < mine && !(has_tag(v[j][0], tag) && has_tag(v[j][1], tag))) look(begin + at.t * size + at.k, v[j]);
+      }
+      at = first;
+      missing = false;
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j, at.next(slice.size)) {
+        if (at.ends(tokens, slice.size)) break;
+        missing |= at.k < mine && !(has_tag(v[j][0], tag) && has_tag(v[j][1], tag));
+      }
+    }
+    at = first;
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j, at.next(slice.size)) {
+      if (at.ends(tokens, slice.size)) break;
+      if (at.k >= mine) continue;
+      const float a = value_of(v[j][0]), b = value_of(v[j][1]), both = fmaf(a, a, b * b);
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) squares[t] += kTokens == 1 || at.t == t ? both : 0;
+      put_fragment<W>(fragments + at.t * stride, at.k + 2 * lane, a * (g[j].x * factor), b * (g[j].y * factor));
+    }
+    first = at;
+  }
+  __syncwarp();
+}
+
+}  // namespace m4j::cuda
