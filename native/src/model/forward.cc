@@ -1,6 +1,7 @@
 #include "model/forward.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace m4j {
 namespace {
@@ -23,16 +24,14 @@ int64_t layout(const Config& c, int64_t tokens, float* workspace, Activations* a
   return used;
 }
 
-// h[i] = x + mix of the last token of each sequence that ends in this block.
-void gather_last(const Pass& p, const Share& share) {
+// h[i] = x + mix of the last token of segment i, for the first `count` segments.
+void gather_sums(const Pass& p, int64_t count, const Share& share) {
   const int64_t d_model = p.model.config.d_model;
   int64_t begin, end;
-  share.range(p.block.n_last, 1, &begin, &end);
+  share.range(count, 1, &begin, &end);
   for (int64_t i = begin; i < end; ++i) {
-    const Segment& s = p.block.segments[i];
-    const int64_t row = s.row + s.tokens - 1;
-    const float* x = p.act.x + row * d_model;
-    const float* mix = p.act.mix + row * d_model;
+    const float* x = p.act.x + p.block.segments[i].last() * d_model;
+    const float* mix = p.act.mix + i * d_model;
     float* h = p.act.h + i * d_model;
     for (int64_t j = 0; j < d_model; ++j) h[j] = x[j] + mix[j];
   }
@@ -40,11 +39,11 @@ void gather_last(const Pass& p, const Share& share) {
 
 void head(const Pass& p, const Share& share) {
   const Config& c = p.model.config;
-  const bool all = p.block.logits_mode == M4J_LOGITS_ALL;
-  const int64_t rows = all ? p.block.tokens : p.block.n_last;
-  if (p.block.logits_mode == M4J_LOGITS_NONE || rows == 0) return;
+  const int64_t rows = p.logits_rows();
+  if (rows == 0) return;
+  const bool all = rows == p.block.tokens;
   if (!all) {
-    gather_last(p, share);
+    gather_sums(p, rows, share);
     p.turn.barrier();
   }
   p.ops.rms_norm({.x = all ? p.act.x : p.act.h,
@@ -62,18 +61,7 @@ void head(const Pass& p, const Share& share) {
                   .ld_out = c.d_model},
                  share);
   p.turn.barrier();
-  p.ops.linear({.x = p.act.h,
-                .ld_x = c.d_model,
-                .weight = p.model.lm_head.data,
-                .weight_dtype = p.model.lm_head.dtype,
-                .ld_weight = c.d_model,
-                .bias = nullptr,
-                .tokens = rows,
-                .in = c.d_model,
-                .out_dim = c.vocab_size,
-                .out = p.block.logits,
-                .ld_out = c.vocab_size},
-               share);
+  project(p, rows, p.act.h, c.d_model, p.model.lm_head, nullptr, p.block.logits, c.vocab_size, share);
 }
 
 }  // namespace
@@ -95,20 +83,30 @@ int64_t forward_scratch_floats(const Model& model, const Ops& ops, int64_t chunk
   return std::max(chunk, model.linear_scratch);
 }
 
-void project(const Pass& p, const float* x, int64_t ld_x, const Matrix& weight, const FloatBuffer& bias, float* out,
-             const Share& share) {
+void project(const Pass& p, int64_t tokens, const float* x, int64_t ld_x, const Matrix& weight, const float* bias,
+             float* out, int64_t ld_out, const Share& share) {
+  if (tokens == 0) return;
   p.ops.linear({.x = x,
                 .ld_x = ld_x,
                 .weight = weight.data,
                 .weight_dtype = weight.dtype,
                 .ld_weight = weight.columns,
-                .bias = bias.data(),
-                .tokens = p.block.tokens,
+                .bias = bias,
+                .tokens = tokens,
                 .in = weight.columns,
                 .out_dim = weight.rows,
                 .out = out,
-                .ld_out = weight.rows},
+                .ld_out = ld_out},
                share);
+}
+
+void gather_last(const Pass& p, int64_t count, const float* x, int64_t columns, float* out, const Share& share) {
+  int64_t begin, end;
+  share.range(count, 1, &begin, &end);
+  for (int64_t i = begin; i < end; ++i) {
+    std::memcpy(out + i * columns, x + p.block.segments[i].last() * columns,
+                static_cast<std::size_t>(columns) * sizeof(float));
+  }
 }
 
 void forward(const Pass& p, const Share& share) {

@@ -14,6 +14,8 @@ struct Segment {
   int64_t tokens;
   float* conv;     // [n_layer, K-1, C]
   float* ssm;      // [n_layer, N, E] in Mamba-1, [n_layer, H, P, N] in Mamba-2
+
+  int64_t last() const { return row + tokens - 1; }
 };
 
 struct Block {
@@ -30,7 +32,7 @@ struct Block {
 struct Activations {
   float* x;      // [T, D] residual stream
   float* h;      // [T, D] normed input of a mixer, or of the head
-  float* mix;    // [T, D] output of a mixer, not yet added to x
+  float* mix;    // [T, D] output of a mixer, not yet added to x; until then free
   float* proj;   // [T, rows of in_proj]
   float* conv;   // [T, C]
   float* dbc;    // Mamba-1: [T, R + 2N]
@@ -46,6 +48,18 @@ struct Pass {
   const Activations& act;
   const Block& block;
   int64_t chunk_size;  // of the SSD, at most the tokens a block may have
+
+  // Tokens of the block that get logits.
+  int64_t logits_rows() const {
+    switch (block.logits_mode) {
+      case M4J_LOGITS_ALL: return block.tokens;
+      case M4J_LOGITS_LAST: return block.n_last;
+      default: return 0;
+    }
+  }
+  // Tokens whose output of a layer's mixer anything depends on; the others only move the state. Unless it is all of
+  // them, row i of the output belongs to the last token of segment i.
+  int64_t outputs(int64_t layer) const { return layer + 1 < model.config.n_layer ? block.tokens : logits_rows(); }
 };
 
 // Floats of shared workspace for blocks of up to `tokens` tokens.
@@ -60,9 +74,12 @@ constexpr int64_t kSsdStepTokens = 4;
 
 void forward(const Pass& pass, const Share& share);
 
-// out [T, weight rows] = x weight^T + bias, for all tokens of the block.
-void project(const Pass& pass, const float* x, int64_t ld_x, const Matrix& weight, const FloatBuffer& bias, float* out,
-             const Share& share);
+// out [tokens, weight rows] = x weight^T + bias; the bias is optional.
+void project(const Pass& pass, int64_t tokens, const float* x, int64_t ld_x, const Matrix& weight, const float* bias,
+             float* out, int64_t ld_out, const Share& share);
+
+// out[i] = x at the last token of segment i, for the first `count` segments; rows of x and out are `columns` long.
+void gather_last(const Pass& pass, int64_t count, const float* x, int64_t columns, float* out, const Share& share);
 
 // One mixer each: act.h -> act.mix, states of the segments moved on.
 void mamba1_mixer(const Pass& pass, int64_t layer, const Share& share);

@@ -8,15 +8,23 @@ void mamba2_mixer(const Pass& p, int64_t layer, const Share& share) {
   const Config& c = p.model.config;
   const Layer& w = p.model.layers[static_cast<std::size_t>(layer)];
   const Activations& act = p.act;
-  const int64_t tokens = p.block.tokens, E = c.d_inner, GN = c.n_groups * c.d_state;
+  const int64_t tokens = p.block.tokens, outputs = p.outputs(layer), E = c.d_inner, GN = c.n_groups * c.d_state;
   const int64_t proj_ld = c.in_proj_rows(), xbc_ld = c.conv_channels();
-  const float* z = act.proj;                   // [T, E]
+  float* z = act.proj;                         // [outputs, E]
   const float* xbc = act.proj + E;             // [T, E + 2GN]
   const float* dt = act.proj + 2 * E + 2 * GN;  // [T, H]
 
-  project(p, act.h, c.d_model, w.in_proj, w.in_proj_bias, act.proj, share);
+  const float* in_bias = w.in_proj_bias.data();
+  if (outputs == tokens) {
+    project(p, tokens, act.h, c.d_model, w.in_proj, in_bias, act.proj, proj_ld, share);
+  } else {
+    gather_last(p, outputs, act.h, c.d_model, act.mix, share);
+    project(p, tokens, act.h, c.d_model, w.in_proj.slice(E, proj_ld - E), in_bias == nullptr ? nullptr : in_bias + E,
+            act.proj + E, proj_ld, share);
+  }
   p.turn.barrier();
 
+  if (outputs < tokens) project(p, outputs, act.mix, c.d_model, w.in_proj.slice(0, E), in_bias, z, proj_ld, share);
   for (int64_t i = 0; i < p.block.n_segments; ++i) {
     const Segment& s = p.block.segments[i];
     p.ops.conv1d({.x = xbc + s.row * proj_ld,
@@ -67,7 +75,13 @@ void mamba2_mixer(const Pass& p, int64_t layer, const Share& share) {
   }
   p.turn.barrier();
 
-  p.ops.rms_norm({.x = act.y,
+  float* y = act.y;
+  if (outputs < tokens) {
+    y = act.conv;
+    gather_last(p, outputs, act.y, E, y, share);
+    p.turn.barrier();
+  }
+  p.ops.rms_norm({.x = y,
                   .ld_x = E,
                   .residual = nullptr,
                   .ld_residual = 0,
@@ -75,15 +89,15 @@ void mamba2_mixer(const Pass& p, int64_t layer, const Share& share) {
                   .ld_gate = proj_ld,
                   .weight = w.mixer_norm.data(),
                   .eps = c.norm_eps,
-                  .tokens = tokens,
+                  .tokens = outputs,
                   .dim = E,
                   .n_groups = c.n_groups,
-                  .out = act.y,
+                  .out = y,
                   .ld_out = E},
                  share);
   p.turn.barrier();
 
-  project(p, act.y, E, w.out_proj, w.out_proj_bias, act.mix, share);
+  project(p, outputs, y, E, w.out_proj, w.out_proj_bias.data(), act.mix, c.d_model, share);
 }
 
 }  // namespace m4j

@@ -30,6 +30,10 @@ struct Matrix {
   const void* data = nullptr;
   DType dtype = DType::kF32;
   int64_t rows = 0, columns = 0;
+
+  Matrix slice(int64_t first, int64_t count) const {
+    return {static_cast<const char*>(data) + dtype_bytes(dtype, first * columns), dtype, count, columns};
+  }
 };
 
 // Matrices are borrowed in their dtype, the rest is copied as float32. Absent tensors are null.

@@ -30,10 +30,12 @@ struct Rows4 {
   const float *w0, *w1, *w2, *w3;
   const float* bias;
   float* out;
+  int64_t ahead;  // from x3 to the next token, or 0
 };
 
 template <bool kSilu, class Span>
 HWY_INLINE void step4(const Rows4& r, int64_t c, Span span) {
+  __builtin_prefetch(r.x3 + r.ahead + c);  // rows lie too far apart for the hardware to foresee them
   Vec y = r.bias == nullptr ? hn::Zero(VecTag()) : span.load(r.bias + c);
   y = hn::MulAdd(span.load(r.w0 + c), span.load(r.x0 + c), y);
   y = hn::MulAdd(span.load(r.w1 + c), span.load(r.x1 + c), y);
@@ -47,7 +49,7 @@ void token4(const Conv1dArgs& a, int64_t t, int64_t begin, int64_t end) {
   const int64_t ld = a.channels;
   const Rows4 r{input_row(a, t, 3), input_row(a, t, 2), input_row(a, t, 1), input_row(a, t, 0),
                 a.weight,           a.weight + ld,      a.weight + 2 * ld,  a.weight + 3 * ld,
-                a.bias,             a.out + t * a.ld_out};
+                a.bias,             a.out + t * a.ld_out, t + 1 < a.tokens ? a.ld_x : 0};
   int64_t c = begin;
   for (; c + kLanes <= end; c += kLanes) step4<kSilu>(r, c, Whole());
   if (c < end) step4<kSilu>(r, c, Rest{end - c});

@@ -44,20 +44,20 @@ HWY_INLINE int64_t round_up_to_panels(int64_t n) { return (n + kPanel - 1) / kPa
 template <int R, int NV>
 using Tile = Vec[R][NV];
 
-// tile[r][v] += sum_k left[r, k] right[k, v], left with strides of rows and of k, right a panel.
-template <int R, int NV>
+// tile[r][v] += sum_k left[r, k] right[k, v], v from kFirst on, left with strides of rows and of k, right a panel.
+template <int R, int NV, int kFirst = 0>
 HWY_INLINE void multiply_add(Tile<R, NV>& tile, const float* HWY_RESTRICT left, int64_t row, int64_t step,
                              const float* HWY_RESTRICT right, int64_t count) {
   const VecTag d;
   for (int64_t k = 0; k < count; ++k, left += step, right += kPanel) {
     Vec rv[NV];
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) rv[v] = hn::LoadU(d, right + v * kLanes);
+    for (int v = kFirst; v < NV; ++v) rv[v] = hn::LoadU(d, right + v * kLanes);
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
       const Vec lv = hn::Set(d, left[r * row]);
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) tile[r][v] = hn::MulAdd(lv, rv[v], tile[r][v]);
+      for (int v = kFirst; v < NV; ++v) tile[r][v] = hn::MulAdd(lv, rv[v], tile[r][v]);
     }
   }
 }
@@ -247,15 +247,13 @@ void prepare_steps(const Chunk& c, int64_t h) {
   }
 }
 
-// Mt, from the panel in which column j lies.
+// Mt, from the vector in which column j lies.
 void prepare_mask(const Chunk& c, int64_t h) {
   const VecTag d;
   for (int64_t j = 0; j < c.size; ++j) {
     const Vec high = hn::Set(d, c.s_high[j]), low = hn::Set(d, c.s_low[j]), dt = hn::Set(d, c.dt[j]);
     const Vec first = hn::Set(d, static_cast<float>(j));
-    int64_t i = j / kPanel * kPanel;
-    for (; i + kLanes <= j; i += kLanes) hn::StoreU(hn::Zero(d), d, c.Mt + c.at(i, j));
-    for (; i < c.padded(); i += kLanes) {
+    for (int64_t i = j / kLanes * kLanes; i < c.padded(); i += kLanes) {
       const Vec s = hn::Add(hn::Sub(hn::LoadU(d, c.s_high + i), high), hn::Sub(hn::LoadU(d, c.s_low + i), low));
       const Vec v = hn::Mul(hn::LoadU(d, c.CBt + c.at(i, j)), hn::Mul(Exp2(d, s), dt));
       const auto causal = hn::Ge(hn::Iota(d, static_cast<float>(i)), first);
@@ -265,19 +263,38 @@ void prepare_mask(const Chunk& c, int64_t h) {
   }
 }
 
+// Adds the tokens j of the chunk to the tile of the tokens from i on: vector v of it depends on none after its own.
+template <int R, int NV, int kFirst = 0>
+HWY_INLINE void add_tokens(const Chunk& c, Tile<R, NV>& tile, int64_t p, int64_t i) {
+  const int64_t P = c.a.headdim;
+  const int64_t first = kFirst == 0 ? 0 : i + kFirst * kLanes, past = std::min(c.size, i + (kFirst + 1) * kLanes);
+  multiply_add<R, NV, kFirst>(tile, c.x + first * P + p, 1, P, c.Mt + c.at(i, first), past - first);
+  if constexpr (kFirst + 1 < NV) add_tokens<R, NV, kFirst + 1>(c, tile, p, i);
+}
+
 template <int R, int NV>
 HWY_INLINE void output_tile(const Chunk& c, const float* state, int64_t p, int64_t i) {
   const SsdArgs& a = c.a;
+  const float* left = state + p * a.d_state;
+  const float* right = c.Ct + i * a.d_state;
   Tile<R, NV> tile;
   zero<R, NV>(tile);
-  multiply_add<R, NV>(tile, state + p * a.d_state, a.d_state, 1, c.Ct + i * c.a.d_state, a.d_state);
+  int64_t n = 0;
+  if (c.start == 0) {  // afterwards the states lie in the second-level cache
+    for (; n + kLanes <= a.d_state; n += kLanes, left += kLanes, right += kLanes * kPanel) {
+#pragma GCC unroll 12
+      for (int r = 0; r < R; ++r) __builtin_prefetch(left + (a.headdim + r) * a.d_state, 0, 2);  // of the next head
+      multiply_add<R, NV>(tile, left, a.d_state, 1, right, kLanes);
+    }
+  }
+  multiply_add<R, NV>(tile, left, a.d_state, 1, right, a.d_state - n);
 #pragma GCC unroll 4
   for (int v = 0; v < NV; ++v) {
     const Vec growth = hn::LoadU(VecTag(), c.growth + i + v * kLanes);
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) tile[r][v] = hn::Mul(tile[r][v], growth);
   }
-  multiply_add<R, NV>(tile, c.x + p, 1, a.headdim, c.Mt + c.at(i, 0), std::min(c.size, i + NV * kLanes));
+  add_tokens<R, NV>(c, tile, p, i);
   store<R, NV>(tile, c.yt + p * kPanel, kPanel);
 }
 
