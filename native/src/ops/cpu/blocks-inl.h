@@ -166,8 +166,8 @@ struct Strip {
   HWY_INLINE Strip next(int64_t strips) const { return {blocks + strips * kRows * stride, stride}; }
   HWY_INLINE Rows16 rows(int64_t step) const { return {at(step), stride}; }
 
-  // The step-th part of the strip that begins `strips` further on, in the order of addresses, for the fewest requests; and
-  // 4 KB ahead of that, for the lines of its last rows to come in time.
+  // Asks for the step-th part of the strip that begins `strips` further on, in the order of addresses, for the fewest
+  // requests; 4 KB ahead of that, for the lines of its last rows to come in time.
   HWY_INLINE void prefetch(int64_t step, int64_t strips) const {
     constexpr int64_t kStepBytes = kRows * Block::kBytes, kAhead = 4096;
     const uint8_t* p = next(strips).blocks + step * kStepBytes + kAhead;

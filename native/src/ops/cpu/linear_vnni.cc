@@ -1,6 +1,7 @@
 // Linear of weights in blocks (Q8_0, Q4_0) on AVX-512's dot products of bytes (VNNI); see blocks-inl.h.
 //
-// A vector holds 16 outputs. Few tokens meet the codes on their way from memory, more of them a copy in the order of use.
+// A vector holds 16 outputs. Few tokens meet the codes on their way from memory, more of them a copy in the order of
+// use.
 #include <algorithm>
 #include <cstring>
 
@@ -70,9 +71,9 @@ void split(const float* x, int64_t steps, TokenStep* out) {
   }
 }
 
-// c: [kTokens, 16 kStrips outputs]. With few products at a time, each sum is made in two, to wait less for the one before.
+// c: [kTokens, 16 kStrips outputs]. With few products at a time, each sum is made in two halves, which wait less.
 template <class Block, int kTokens, int kStrips>
-void multiply(const Strip<Block>& w, const TokenStep* x, int64_t steps, float* c) {
+HWY_NOINLINE void multiply(const Strip<Block>& w, const TokenStep* x, int64_t steps, float* c) {
   constexpr int kChains = kTokens <= 2 ? 2 : 1;
   __m512 acc[kTokens][kStrips];
 #pragma GCC unroll 4
@@ -152,9 +153,9 @@ void pack(const Strip<Block> (&strips)[kTileVectors], int64_t steps, WeightStep<
 }
 
 // The same of a copy. The sums of a block take most registers, so c takes the outputs. ahead: null, or the strips of w,
-// whose successors are asked for.
+// whose successors are asked for. Not inlined by force, too: among its callers' variables it loses a quarter of its speed.
 template <class Block, int kTokens, int kVectors>
-void multiply(const WeightStep<kVectors>* w, const TokenStep* x, int64_t steps, const Strip<Block>* ahead, float* c) {
+HWY_NOINLINE void multiply(const WeightStep<kVectors>* w, const TokenStep* x, int64_t steps, const Strip<Block>* ahead, float* c) {
   std::memset(c, 0, sizeof(float) * kTokens * kVectors * kRows);
   for (int64_t s = 0; s < steps; ++s, ++w, ++x) {
     if (ahead != nullptr) {
