@@ -80,7 +80,7 @@ M4J_API const char* m4j_version(void);
  * not count. After everything is released it is back at its first value. */
 M4J_API int64_t m4j_native_bytes(void);
 
-/* Instruction sets that this build holds and this processor can run, best first, such as "amx avx3 avx2 sse4
+/* Instruction sets that this build holds and this processor can run, best first, such as "amx avx3_vnni avx3 avx2 sse4
  * reference". "amx" is offered where Linux grants the process the matrix registers; asking for them, once, is the only
  * thing that this does to the process. Static storage. */
 M4J_API const char* m4j_simd_targets(void);
@@ -443,9 +443,9 @@ typedef struct m4j_rms_norm_args {
 
 M4J_API m4j_status m4j_rms_norm(m4j_engine* engine, const m4j_rms_norm_args* args, m4j_error* err);
 
-/* out = x weight^T + bias, as if the weight were widened to float32. Only where the instruction set is "amx" and the
- * weight Q8_0, the 32 numbers of x that meet a block are rounded to 24 bits in a unit of their own, that of the largest.
- * On the CPU each row has the same bits alone and among others. */
+/* out = x weight^T + bias, as if the weight were widened to float32. Only where the instruction set is "amx" or
+ * "avx3_vnni" and the weight Q8_0 or Q4_0, the 32 numbers of x that meet a block are rounded to 24 bits in a unit of
+ * their own, that of the largest. On the CPU each row has the same bits alone and among others. */
 typedef struct m4j_linear_args {
   uint64_t struct_size;
   m4j_tensor x;      /* [rows, in], rows contiguous */

@@ -28,6 +28,10 @@ void Sample(const SampleArgs&, const Share&);
 int64_t SsdChunkScratch(int64_t headdim, int64_t d_state, int64_t chunk_size);
 int64_t LinearScratch(int64_t in, DType weight_dtype);
 int64_t SampleScratch(int64_t vocab_size);
+#if HWY_TARGET == HWY_AVX3
+void LinearVnni(const LinearArgs&, const Share&);
+int64_t LinearVnniScratch(int64_t in, DType weight_dtype);
+#endif
 #if M4J_AMX && HWY_TARGET == HWY_AVX3
 void LinearAmx(const LinearArgs&, const Share&);
 int64_t LinearAmxScratch(int64_t in, DType weight_dtype);
@@ -49,21 +53,30 @@ constexpr const char* kName =
 constexpr Ops kOps = {kName,    Embedding, RmsNorm,    Linear, Conv1d,          SelectiveScan, SsdStep,
                       SsdChunk, Softmax,   LogSoftmax, Sample, SsdChunkScratch, LinearScratch, SampleScratch};
 
-#if M4J_AMX && HWY_TARGET == HWY_AVX3
-constexpr Ops kAmxOps = [] {
+// kOps with other matrix products.
+#if HWY_TARGET == HWY_AVX3
+constexpr Ops with_linear(const char* name, decltype(Ops::linear) linear, decltype(Ops::linear_scratch) scratch) {
   Ops ops = kOps;
-  ops.name = "amx";
-  ops.linear = LinearAmx;
-  ops.linear_scratch = LinearAmxScratch;
+  ops.name = name;
+  ops.linear = linear;
+  ops.linear_scratch = scratch;
   return ops;
-}();
+}
+
+constexpr Ops kVnniOps = with_linear("avx3_vnni", LinearVnni, LinearVnniScratch);
+#if M4J_AMX
+constexpr Ops kAmxOps = with_linear("amx", LinearAmx, LinearAmxScratch);
+#endif
 #endif
 
 }  // namespace
 
 const Ops& TargetOps() { return kOps; }
-#if M4J_AMX && HWY_TARGET == HWY_AVX3
+#if HWY_TARGET == HWY_AVX3
+const Ops& VnniOps() { return kVnniOps; }
+#if M4J_AMX
 const Ops& AmxOps() { return kAmxOps; }
+#endif
 #endif
 
 }  // namespace HWY_NAMESPACE
@@ -76,14 +89,13 @@ namespace m4j {
 #if M4J_AMX
 namespace {
 
-// The processor has tiles of bfloat16 and int8 and dot products of bytes, and the system lets this process use them: their 8 KB of registers are saved
-// only for processes that asked.
+// The processor has tiles of bfloat16 and int8, and the system lets this process use them: their 8 KB of registers are
+// saved only for processes that asked.
 bool have_amx() {
   constexpr unsigned kAmx = 1u << 22 | 1u << 24 | 1u << 25;     // CPUID, leaf 7, EDX: bfloat16, tiles, int8
-  constexpr unsigned kVnni = 1u << 11;                          // ECX
   constexpr long kRequestPermission = 0x1023, kTileData = 18;   // arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
   unsigned a, b, c, d;
-  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kAmx) == kAmx && (c & kVnni) != 0 &&
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kAmx) == kAmx &&
          syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
@@ -107,9 +119,11 @@ int cpu_ops(const Ops** list) {
   const bool avx3 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                     __builtin_cpu_supports("avx512vl");
+  const bool vnni = avx3 && __builtin_cpu_supports("avx512vnni");
 #if M4J_AMX
-  if (avx3 && have_amx()) list[count++] = &N_AVX3::AmxOps();
+  if (vnni && have_amx()) list[count++] = &N_AVX3::AmxOps();
 #endif
+  if (vnni) list[count++] = &N_AVX3::VnniOps();
   if (avx3) list[count++] = &N_AVX3::TargetOps();
   if (avx2) list[count++] = &N_AVX2::TargetOps();
   if (sse4) list[count++] = &N_SSE4::TargetOps();

@@ -27,6 +27,8 @@ namespace HWY_NAMESPACE {
 
 void Linear(const LinearArgs&, const Share&);
 int64_t LinearScratch(int64_t in, DType weight_dtype);
+void LinearVnni(const LinearArgs&, const Share&);
+int64_t LinearVnniScratch(int64_t in, DType weight_dtype);
 void LinearAmxQ8(const LinearArgs&, const Share&);
 int64_t LinearAmxQ8Scratch(int64_t in);
 
@@ -242,7 +244,7 @@ void sweep(const uint8_t* panel, int64_t strips, const uint8_t* x, int64_t in, f
 // More tokens: panels of weights stay in the second-level cache while all tokens pass, 32 at a time. Splitting these
 // again for each panel is cheaper than reading their parts from further away.
 void many_tokens(const LinearArgs& a, const Share& share) {
-  const Part part(a, share);
+  const Part part(a, share, {48, 210, 150});
   if (part.empty()) return;
   const int64_t steps = steps_of(a.in), strips = panel_strips(a.in);
   const int64_t strip_bytes = steps * kTileBytes, x_bytes = steps * kParts * kTileBytes;
@@ -276,6 +278,7 @@ void many_tokens(const LinearArgs& a, const Share& share) {
 
 void LinearAmx(const LinearArgs& a, const Share& share) {
   if (a.weight_dtype == DType::kQ8_0) return LinearAmxQ8(a, share);
+  if (a.weight_dtype == DType::kQ4_0) return LinearVnni(a, share);
   if (a.weight_dtype != DType::kBF16) return Linear(a, share);
   if (a.tokens == 1) return few_tokens<1>(a, share);
   if (a.tokens <= kRows) return few_tokens<kRows>(a, share);
@@ -284,6 +287,7 @@ void LinearAmx(const LinearArgs& a, const Share& share) {
 
 int64_t LinearAmxScratch(int64_t in, DType dtype) {
   if (dtype == DType::kQ8_0) return LinearAmxQ8Scratch(in);
+  if (dtype == DType::kQ4_0) return LinearVnniScratch(in, dtype);
   if (dtype != DType::kBF16) return LinearScratch(in, dtype);
   const int64_t steps = steps_of(in);
   return (panel_strips(in) * (steps + 2) + 2 * steps * kParts) * kTileBytes / static_cast<int64_t>(sizeof(float));

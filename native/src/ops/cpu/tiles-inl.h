@@ -1,5 +1,4 @@
-// Tiles of the AMX units: the instructions, what becomes of a tile of sums, and a team's shares of tokens x outputs. A
-// step is 32 of `in`, the depth of a product.
+// Tiles of the AMX units: the instructions, and what becomes of a tile of sums.
 #include "ops/cpu/cpu_ops.h"
 
 #if M4J_AMX
@@ -10,6 +9,7 @@
 #include <cstring>
 
 #include "hwy/highway.h"
+#include "ops/cpu/avx512-inl.h"
 
 #if defined(M4J_TILES_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef M4J_TILES_INL_H_
@@ -23,7 +23,7 @@ HWY_BEFORE_NAMESPACE();
 namespace m4j {
 namespace HWY_NAMESPACE {
 
-constexpr int64_t kRows = 16, kDepth = 32, kLineBytes = 64, kTileBytes = kRows * kLineBytes;
+constexpr int64_t kTileBytes = kRows * kLineBytes;
 
 template <int kTile>
 HWY_INLINE void tile_zero() {
@@ -70,10 +70,6 @@ class Tiles {
   Tiles& operator=(const Tiles&) = delete;
 };
 
-HWY_INLINE __mmask16 first_lanes(int64_t n) { return static_cast<__mmask16>(n >= 16 ? 0xFFFF : (1 << n) - 1); }
-
-HWY_INLINE __m512i bits(__m512 v) { return _mm512_castps_si512(v); }
-
 // 16 x 16.
 HWY_INLINE void transpose(__m512 (&v)[16]) {
   __m512 u[16];
@@ -118,29 +114,6 @@ void store_outputs(const LinearArgs& a, const float* c, int64_t token, int64_t t
     for (int64_t t = 0; t < tokens; ++t, out += a.ld_out) _mm512_mask_storeu_ps(out, mask, _mm512_add_ps(v[t], bias));
   }
 }
-
-// The tokens [first, last) and outputs [begin, end) of a member: the team is a grid of both. Cycles of a member for a
-// step of bfloat16: a pair of tiles takes 48, 16 split tokens 210, 16 packed outputs 150.
-struct Part {
-  int64_t first, last, begin, end;
-
-  Part(const LinearArgs& a, const Share& share) {
-    const auto tiles = [](int64_t n, int64_t parts) { return ((n + kRows - 1) / kRows + parts - 1) / parts; };
-    int rows = 1;
-    int64_t least = INT64_MAX;
-    for (int parts = 1; parts <= share.count; ++parts) {
-      if (share.count % parts != 0) continue;
-      const int64_t x = tiles(a.tokens, parts), w = tiles(a.out_dim, share.count / parts);
-      const int64_t cost = 48 * x * w + 210 * x + 150 * w;
-      if (cost < least) least = cost, rows = parts;
-    }
-    const int columns = share.count / rows;
-    Share{share.index / columns, rows, nullptr, 0}.range(a.tokens, kRows, &first, &last);
-    Share{share.index % columns, columns, nullptr, 0}.range(a.out_dim, kRows, &begin, &end);
-  }
-
-  bool empty() const { return first == last || begin == end; }
-};
 
 }  // namespace HWY_NAMESPACE
 }  // namespace m4j
