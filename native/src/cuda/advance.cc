@@ -240,7 +240,8 @@ void prefill(States& states, const m4j_advance_args& args, const int64_t* slots)
           states.choices.items()[seq + ended].row = row - r;
         }
         if (ended > first) {
-          sample({act.logits, V, V, states.choices.items() + seq + first, ended - first, states.choices.results() + seq + first},
+          sample({act.logits, V, V, states.choices.items() + seq + first, ended - first,
+                  states.choices.results() + seq + first},
                  engine.stream);
         }
       }

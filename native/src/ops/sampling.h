@@ -145,7 +145,9 @@ M4J_HOST_DEVICE inline float score_of_key(uint64_t key) {
   return score;
 #endif
 }
-M4J_HOST_DEVICE inline int32_t id_of_key(uint64_t key) { return static_cast<int32_t>(0xffffffffu - static_cast<uint32_t>(key)); }
+M4J_HOST_DEVICE inline int32_t id_of_key(uint64_t key) {
+  return static_cast<int32_t>(0xffffffffu - static_cast<uint32_t>(key));
+}
 
 M4J_HOST_DEVICE inline bool is_finite_number(float v) { return v - v == 0; }
 
