@@ -112,6 +112,7 @@ void run(const Shape& shape, int32_t dtype, double bandwidth, double flops) {
   for (const int64_t batch : {3, 40, 100, 256}) {
     const double error = batch_error(model, first(batch), 100);
     std::printf("%-14s a sequence in a batch of %lld and alone: %.1e\n", shape.name, static_cast<long long>(batch), error);
+    std::fflush(stdout);
     if (!(error < kMaxBatchError)) throw std::runtime_error("a sequence in a batch has other logits than alone");
   }
   for (const int64_t batch : {1, 2, 4, 8, 16, 64, 128, 256}) {
