@@ -1,8 +1,9 @@
 // One token for each of a few sequences through a whole model in one kernel: embedding, all layers, final norm, head.
 //
 // Run one by one, the some hundred kernels of a step wait for each other longer than they compute. Here one block a
-// multiprocessor stays resident and walks through the phases of all layers; blocks meet at a barrier between two of
-// them, while a warp of each keeps fetching the weights that come next.
+// multiprocessor stays resident and walks through the products of all layers. Blocks hand vectors to each other number
+// by number (exchange.cuh) and never all meet, while a warp of each keeps fetching the weights that come next
+// (weight_ring.cuh).
 #pragma once
 
 #include "ops/cuda/cuda_ops.h"

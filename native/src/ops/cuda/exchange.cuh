@@ -1,5 +1,9 @@
 // Vectors that the blocks of a resident kernel hand to each other. A number travels in one word of 64 bits with the tag
 // of its layer: who needs it reads until the tag is there, and nobody waits for anything else, no barrier, no fence.
+//
+// A block may write over a vector a layer later without asking: what it computes from then on depends on numbers of
+// all blocks that come after those blocks have read the vector. This holds as long as a block reads a vector only if
+// rows of its own, which others wait for, depend on all of it.
 #pragma once
 
 #include <cstdint>
