@@ -153,9 +153,10 @@ void pack(const Strip<Block> (&strips)[kTileVectors], int64_t steps, WeightStep<
 }
 
 // The same of a copy. The sums of a block take most registers, so c takes the outputs. ahead: null, or the strips of w,
-// whose successors are asked for. Not inlined by force, too: among its callers' variables it loses a quarter of its speed.
+// whose successors are asked for. Never inlined: among its callers' variables it loses a quarter of its speed.
 template <class Block, int kTokens, int kVectors>
-HWY_NOINLINE void multiply(const WeightStep<kVectors>* w, const TokenStep* x, int64_t steps, const Strip<Block>* ahead, float* c) {
+HWY_NOINLINE void multiply(const WeightStep<kVectors>* w, const TokenStep* x, int64_t steps, const Strip<Block>* ahead,
+                           float* c) {
   std::memset(c, 0, sizeof(float) * kTokens * kVectors * kRows);
   for (int64_t s = 0; s < steps; ++s, ++w, ++x) {
     if (ahead != nullptr) {
