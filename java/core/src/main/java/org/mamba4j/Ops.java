@@ -242,7 +242,7 @@ public final class Ops {
       m4j_sample_args.samplings(s, arena.allocateFrom(C_POINTER, sampler.prepare()));
       m4j_sample_args.tokens(s, token);
       m4j_sample_args.log_probs(s, logProb);
-      new OpCall(arena)
+      new OpCall(arena, engine.device())
           .input(m4j_sample_args.logits(s), "logits", logits.reshape(1, logits.size()))
           .invoke(OpFunction.SAMPLE, engine.pointer(), s);
       sampler.chosen(token.get(JAVA_INT, 0), logProb.get(JAVA_FLOAT, 0));
