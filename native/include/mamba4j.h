@@ -343,8 +343,8 @@ M4J_API void m4j_queue_release(m4j_queue* queue);
 /* Nothing can be submitted any more. What is in it runs to its end, and its completions can be taken. */
 M4J_API void m4j_queue_close(m4j_queue* queue);
 
-/* Submits an m4j_advance on states of the queue's engine. All that m4j_advance refuses before it computes is refused
- * here, and then there is no completion. From here to the completion the slots are in use: other calls on them get
+/* Submits an m4j_advance on states of the queue's engine. Wrong arguments and slots are refused here, and then there is
+ * no completion; lack of memory, and more logits than a GPU samples from, come with the completion. From here to the completion the slots are in use: other calls on them get
  * M4J_ERR_BUSY. So long what args points to must stay valid, and unchanged but for the outputs; args itself is copied.
  * `tag` is the caller's name for the call. */
 M4J_API m4j_status m4j_queue_advance(m4j_queue* queue, m4j_states* states, const m4j_advance_args* args, uint64_t tag,

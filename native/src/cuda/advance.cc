@@ -133,7 +133,7 @@ cudaGraphExec_t capture(States& states, int64_t rows, int outputs, char* workspa
   try {
     step(states, rows, outputs, workspace);
   } catch (...) {
-    cudaStreamEndCapture(stream, &graph);
+    if (cudaStreamEndCapture(stream, &graph) != cudaSuccess) cudaGetLastError();  // or the next launch would be blamed
     if (graph != nullptr) cudaGraphDestroy(graph);
     throw;
   }
@@ -150,12 +150,8 @@ void decode(States& states, const m4j_advance_args& args, const int64_t* slots) 
   Engine& engine = states.model.engine;
   const int64_t rows = bucket(args.n_seqs), V = m.config.vocab_size;
   const int outputs = outputs_of(args);
-  const auto destroy_graphs = [&] {
-    for (const auto& [key, graph] : states.graphs) cudaGraphExecDestroy(graph.exec);
-    states.graphs.clear();
-  };
   if (rows > states.staging_rows) {
-    destroy_graphs();  // they know the old addresses
+    states.forget_graphs();  // they know the old addresses
     states.staging = PinnedBuffer();
     states.staging_rows = 0;
     states.staging = PinnedBuffer(Staging(nullptr, rows, V).bytes);
@@ -163,14 +159,14 @@ void decode(States& states, const m4j_advance_args& args, const int64_t* slots) 
   }
   char* workspace = engine.workspace(step_bytes(m, rows));
   if (outputs & kTokens) states.choices.reserve(kMaxGraphRows);
-  const SampleItem* items = outputs & kTokens ? states.choices.items() : nullptr;
+  const int64_t choices_moves = outputs & kTokens ? states.choices.moves : 0;
   States::Graph& graph = states.graphs[{rows, outputs}];
-  if (graph.workspace_moves != engine.workspace_moves || graph.items != items) {
+  if (graph.workspace_moves != engine.workspace_moves || graph.choices_moves != choices_moves) {
     if (graph.exec != nullptr) cudaGraphExecDestroy(graph.exec);
     graph = {};
     graph.exec = capture(states, rows, outputs, workspace);
     graph.workspace_moves = engine.workspace_moves;
-    graph.items = items;
+    graph.choices_moves = choices_moves;
   }
   const Staging staging(states.staging.data(), states.staging_rows, V);
   for (int64_t i = 0; i < rows; ++i) {

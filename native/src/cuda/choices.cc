@@ -16,6 +16,7 @@ void check_sample_vocab(int64_t vocab_size) {
 
 void Choices::reserve(int64_t rows) {
   if (rows <= rows_) return;
+  ++moves;
   rows_ = 0;
   memory_ = PinnedBuffer();  // first, so that old and new are not held at once
   memory_ = PinnedBuffer(align(item_bytes(rows)) + align(rows * static_cast<int64_t>(sizeof(SampleResult))));

@@ -28,6 +28,8 @@ class Choices {
   SampleItem* items() const { return reinterpret_cast<SampleItem*>(memory_.data()); }
   SampleResult* results() const { return reinterpret_cast<SampleResult*>(memory_.data() + align(item_bytes(rows_))); }
 
+  int64_t moves = 0;  // of items and results so far; what has moved may lie at an old address again
+
  private:
   void pin_recent(int64_t rows);
   static int64_t item_bytes(int64_t rows) { return rows * static_cast<int64_t>(sizeof(SampleItem)); }

@@ -12,7 +12,14 @@ States::States(Model& model_, int64_t max_slots)
 
 States::~States() {
   cudaStreamSynchronize(model.engine.stream);
-  for (const auto& [key, graph] : graphs) cudaGraphExecDestroy(graph.exec);
+  forget_graphs();
+}
+
+void States::forget_graphs() {
+  for (const auto& [key, graph] : graphs) {
+    if (graph.exec != nullptr) cudaGraphExecDestroy(graph.exec);  // not so after a failed capture
+  }
+  graphs.clear();
 }
 
 void States::zero(int64_t i) {

@@ -39,11 +39,12 @@ class States {
   // Decode steps captured so far; see advance.cc.
   struct Graph {
     cudaGraphExec_t exec = nullptr;
-    int64_t workspace_moves = -1;  // before it was captured: a graph does not survive that its memory is freed
-    const SampleItem* items = nullptr;
+    // Before it was captured: a graph does not survive that memory it knows is freed.
+    int64_t workspace_moves = -1, choices_moves = -1;
   };
   std::map<std::tuple<int64_t, int>, Graph> graphs;  // by rows and outputs
-  PinnedBuffer staging;                              // of the graphs: ids, segments, logits
+  void forget_graphs();
+  PinnedBuffer staging;  // of the graphs: ids, segments, logits
   int64_t staging_rows = 0;
   Choices choices;
 

@@ -47,8 +47,9 @@ void run_parts(Engine& engine, const std::vector<Part>& parts, int64_t length,
                std::initializer_list<const Rows*> inputs, const Rows& out, const Slots& states, Segment* segment_memory,
                Body&& body) {
   for (const Part& part : parts) {
-    const Segments segments = upload_segments(engine, part, segment_memory);
     if (part.begin == 0) states.load(part, engine.stream);
+    // Behind the states: kernels read those before they wait for the one ahead, and a copy lets none start early.
+    const Segments segments = upload_segments(engine, part, segment_memory);
     for (const Rows* rows : inputs) rows->load(part, engine.stream);
     body(part, segments);
     out.store(part, engine.stream);
@@ -345,7 +346,8 @@ void run(Engine& engine, const m4j_linear_args& a) {
             .out_dtype = out.type(),
             .out = out.at(part),
             .ld_out = out.ld(),
-            .workspace = {op_memory, op_bytes}},
+            .workspace = {op_memory, op_bytes},
+            .constant_weight = weight_in_place},
            engine.gemm, engine.stream);
     out.store(part, engine.stream);
   }

@@ -11,19 +11,16 @@ int device_attribute(cudaDeviceAttr which) {
   return value;
 }
 
-namespace {
-
 // Kernels compiled for older architectures than that of the device hold no waits. All are compiled for the same ones.
 bool can_wait(const void* kernel) {
+  if (device_attribute(cudaDevAttrComputeCapabilityMajor) < 9) return false;
   static const bool compiled = [&] {
     cudaFuncAttributes attributes;
     check(cudaFuncGetAttributes(&attributes, kernel), "cudaFuncGetAttributes");
     return attributes.ptxVersion >= 90;
   }();
-  return compiled && device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
+  return compiled;
 }
-
-}  // namespace
 
 void launch_kernel(const char* what, const void* kernel, const LaunchShape& shape, cudaStream_t stream, void** args) {
   cudaLaunchAttribute attributes[2];

@@ -4,7 +4,8 @@
 // wait for that kernel to end before they touch anything else.
 //
 // Each kernel of a chain waits before it ends, so all kernels further back have ended too when a wait returns. A chain
-// begins behind an ordinary launch or a copy, which wait for everything before them.
+// begins behind an ordinary launch or a copy, which wait for everything before them; what that launch itself writes may
+// not be read before the wait either.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -26,6 +27,9 @@ __device__ inline void wait_for_previous() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
+
+// Whether kernels were compiled for what the current device has since 9.0: waits, bulk copies. `kernel` is any of them.
+bool can_wait(const void* kernel);
 
 // Of the current device.
 int device_attribute(cudaDeviceAttr which);

@@ -73,7 +73,7 @@ inline int64_t layout(const DecodeStepArgs& a, Exchange* e) {
 }
 
 struct Device {
-  int major, cooperative, multiprocessors, shared_bytes;
+  int cooperative, multiprocessors, shared_bytes;
 
   static Device current() {
     int device = 0;
@@ -83,8 +83,8 @@ struct Device {
       check(cudaDeviceGetAttribute(&value, name, device), "cudaDeviceGetAttribute");
       return value;
     };
-    return {attribute(cudaDevAttrComputeCapabilityMajor), attribute(cudaDevAttrCooperativeLaunch),
-            attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
+    return {attribute(cudaDevAttrCooperativeLaunch), attribute(cudaDevAttrMultiProcessorCount),
+            attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
   }
 };
 

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <type_traits>
 
+#include "ops/cuda/chain.cuh"
 #include "ops/cuda/decode_layout.cuh"
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/math.cuh"
@@ -622,11 +623,11 @@ void launch(DecodeStepArgs a, cudaStream_t stream) {
 }  // namespace
 
 bool decode_step_fits(const DecodeStepArgs& a) {
-  constexpr int kBulkCopies = 9;  // compute capability
   const Device device = Device::current();
   const bool sizes = a.mamba2 ? a.n_groups <= kWarps : a.dt_rank_padded <= kMaxRank && a.d_state <= kMaxScanState;
   return a.tokens <= kMaxDecodeTokens && (a.tokens == 1 || a.tokens * a.d_inner <= kMaxHandedOver) &&
-         a.d_conv <= kMaxConv && sizes && device.major >= kBulkCopies && device.cooperative != 0 &&
+         a.d_conv <= kMaxConv && sizes && can_wait(reinterpret_cast<const void*>(decode_step_kernel<float, false, 1>)) &&
+         device.cooperative != 0 &&
          shared_layout(a, device).stages > 0;
 }
 

@@ -181,7 +181,7 @@ void linear(const LinearArgs& a, Gemm& gemm, cudaStream_t stream) {
     check_launch("linear (dequantise_kernel)");
     weight = widened;
   }
-  if (linear_hopper(a, weight, a.weight.dtype != DType::kQ8_0, stream)) return;
+  if (linear_hopper(a, weight, a.constant_weight && a.weight.dtype != DType::kQ8_0, stream)) return;
   gemm.run({.dtype = a.dtype,
             .x = a.x,
             .ld_x = a.ld_x,

@@ -26,6 +26,7 @@ struct LinearArgs {
   void* out;        // [T, out]
   int64_t ld_out;
   Workspace workspace;  // at least linear_workspace
+  bool constant_weight = true;  // nothing that is still on the stream writes it
 };
 void linear(const LinearArgs&, Gemm& gemm, cudaStream_t stream);
 int64_t linear_workspace(const DeviceMatrix& weight, DType dtype, int64_t tokens);

@@ -163,11 +163,14 @@ public final class Batch implements AutoCloseable {
 
   /** The end of an asynchronous call. */
   private void ended(int status, RuntimeException failure, CompletableFuture<Void> future) {
-    noteAdvance(status);
-    allLogits = null;
-    releaseSessions(size);
-    handle.gate.leave();
-    CompletionQueue.complete(future, null, failure);
+    try {
+      noteAdvance(status);
+      allLogits = null;
+    } finally {
+      releaseSessions(size);
+      handle.gate.leave();
+      CompletionQueue.complete(future, null, failure);
+    }
   }
 
   /** Feeds all sessions and computes the logits after every token, in memory of its own that is GC-managed. */
@@ -197,12 +200,22 @@ public final class Batch implements AutoCloseable {
     handle.gate.enterAlone();
     try {
       checkReady();
-      for (int i = 0; i < size; i++) {
-        handle.call.sampling(i, samplers[i] == null ? MemorySegment.NULL : samplers[i].prepare());
+      int prepared = 0;
+      try {
+        for (; prepared < size; prepared++) {
+          Sampler sampler = samplers[prepared];
+          handle.call.sampling(prepared, sampler == null ? MemorySegment.NULL : sampler.prepare());
+        }
+        run(mamba4j_h.M4J_LOGITS_NONE(), MemorySegment.NULL, true);
+        chosen = true;
+        acceptTokens();
+      } finally {
+        for (int i = 0; i < prepared; i++) {
+          if (samplers[i] != null) {
+            samplers[i].release();
+          }
+        }
       }
-      run(mamba4j_h.M4J_LOGITS_NONE(), MemorySegment.NULL, true);
-      chosen = true;
-      acceptTokens();
     } finally {
       handle.gate.leave();
     }
@@ -219,7 +232,11 @@ public final class Batch implements AutoCloseable {
     if (!chosen || samplers[i] == null) {
       throw new IllegalStateException("no token was chosen for session " + i + ": add it with a sampler and call next");
     }
-    return handle.call.sampled(i);
+    int token = handle.call.sampled(i);
+    if (token < 0) {
+      throw new IllegalStateException("no token was chosen for session " + i + ": its logits are damaged");
+    }
+    return token;
   }
 
   /**

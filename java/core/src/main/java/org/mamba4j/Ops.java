@@ -6,7 +6,6 @@ import static org.mamba4j.ffi.mamba4j_h.C_POINTER;
 
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
-import java.lang.ref.Reference;
 import java.util.Arrays;
 import java.util.function.BiConsumer;
 import org.mamba4j.ffi.m4j_causal_conv1d_args;
@@ -239,17 +238,21 @@ public final class Ops {
       MemorySegment logProb = arena.allocate(JAVA_FLOAT);
       MemorySegment s = m4j_sample_args.allocate(arena);
       m4j_sample_args.struct_size(s, m4j_sample_args.sizeof());
-      m4j_sample_args.samplings(s, arena.allocateFrom(C_POINTER, sampler.prepare()));
       m4j_sample_args.tokens(s, token);
       m4j_sample_args.log_probs(s, logProb);
-      new OpCall(arena, engine.device())
-          .input(m4j_sample_args.logits(s), "logits", logits.reshape(1, logits.size()))
-          .invoke(OpFunction.SAMPLE, engine.pointer(), s);
-      sampler.chosen(token.get(JAVA_INT, 0), logProb.get(JAVA_FLOAT, 0));
+      MemorySegment sampling = sampler.prepare();
+      try {
+        m4j_sample_args.samplings(s, arena.allocateFrom(C_POINTER, sampling));
+        new OpCall(arena, engine.device())
+            .input(m4j_sample_args.logits(s), "logits", logits.reshape(1, logits.size()))
+            .invoke(OpFunction.SAMPLE, engine.pointer(), s);
+        sampler.chosen(token.get(JAVA_INT, 0), logProb.get(JAVA_FLOAT, 0));
+      } finally {
+        sampler.release();
+      }
       return token.get(JAVA_INT, 0);
     } finally {
       engine.leave();
-      Reference.reachabilityFence(sampler);
     }
   }
 

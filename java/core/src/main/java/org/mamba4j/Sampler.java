@@ -5,6 +5,7 @@ import static java.lang.foreign.ValueLayout.JAVA_INT;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.util.Objects;
+import java.util.concurrent.atomic.AtomicBoolean;
 import org.mamba4j.ffi.m4j_sampling;
 
 /**
@@ -20,6 +21,7 @@ public final class Sampler {
   private final MemorySegment struct; // m4j_sampling
   private final MemorySegment recent; // int32 ring of the last repetitionWindow ids
   private final int window;
+  private final AtomicBoolean inUse = new AtomicBoolean();
   private int recentCount;
   private long draw;
   private float logProb = Float.NaN;
@@ -49,6 +51,7 @@ public final class Sampler {
 
   /** Makes tokens count as recent for the repetition penalty: those of the prompt. Chosen ones do so by themselves. */
   public void observe(int... ids) {
+    checkFree();
     for (int i = Math.max(0, ids.length - window); i < ids.length; i++) {
       remember(ids[i]);
     }
@@ -57,7 +60,7 @@ public final class Sampler {
   private void remember(int id) {
     if (window > 0) {
       recent.setAtIndex(JAVA_INT, recentCount++ % window, id);
-      if (recentCount == 2 * window) {
+      if (recentCount >= 2 * window) {
         recentCount = window;
       }
     }
@@ -73,16 +76,37 @@ public final class Sampler {
 
   /** Starts over: forgets recent tokens and returns to the beginning of the random sequence. */
   public void reset() {
+    checkFree();
     recentCount = 0;
     draw = 0;
     logProb = Float.NaN;
   }
 
-  /** The m4j_sampling of the next token; its memory lives as long as this is reachable. */
+  private void checkFree() {
+    if (inUse.get()) {
+      throw busy();
+    }
+  }
+
+  private static IllegalStateException busy() {
+    return new IllegalStateException("the sampler is in use by another call; it belongs to one sequence");
+  }
+
+  /**
+   * The m4j_sampling of the next token, whose memory lives as long as this is reachable. Until {@link #release} the
+   * sampler is in use.
+   */
   MemorySegment prepare() {
+    if (!inUse.compareAndSet(false, true)) {
+      throw busy();
+    }
     m4j_sampling.draw(struct, draw);
     m4j_sampling.n_recent(struct, Math.min(recentCount, window));
     return struct;
+  }
+
+  void release() {
+    inUse.set(false);
   }
 
   /** Takes note of the token that was chosen, which is a valid one. */

@@ -127,7 +127,7 @@ public final class Session implements AutoCloseable {
    * Feeds one or more tokens as {@link #advance(int...)} does, without waiting: the future completes once the session
    * has advanced and has its {@link #logits}, or with the exception that {@code advance} would have thrown while it
    * computed. Wrong arguments and a session in use are thrown from here. Until the future completes every other call on
-   * the session throws {@link IllegalStateException} but {@link #close}, which waits. Calls on one engine compute in
+   * the session throws {@link IllegalStateException} but {@link #position} and {@link #close}, which waits. Calls on one engine compute in
    * the order in which they were submitted; cancelling the future does not stop one. What depends on the future runs in a
    * virtual thread.
    */
@@ -147,22 +147,31 @@ public final class Session implements AutoCloseable {
   /** Submits a call that chooses a token if there is a sampler; {@code result} reads the future's value off it. */
   private <T> CompletableFuture<T> submit(Sampler sampler, int[] tokens, Supplier<T> result) {
     enter();
+    boolean hadLogits = logitsValid;
+    boolean samplerTaken = false;
     try {
       checkTokens(tokens, 0, tokens.length);
       feed(tokens, 0, tokens.length);
       CompletableFuture<T> future = new CompletableFuture<>();
-      boolean choosing = sampler != null;
       CompletionQueue.Listener listener =
-          (status, failure) -> ended(tokens.length, !choosing, status, failure, future, result);
+          (status, failure) -> ended(sampler, tokens.length, hadLogits, status, failure, future, result);
       CompletionQueue queue = model.handle().queue;
-      if (choosing) {
-        handle.call.sampling(0, sampler.prepare());
-        check(handle.call.submitNext(queue, states(), listener));
+      logitsValid = false;
+      int status;
+      if (sampler == null) {
+        status = handle.call.submit(queue, states(), mamba4j_h.M4J_LOGITS_LAST(), logits.segment(), listener);
       } else {
-        check(handle.call.submit(queue, states(), mamba4j_h.M4J_LOGITS_LAST(), logits.segment(), listener));
+        handle.call.sampling(0, sampler.prepare());
+        samplerTaken = true;
+        status = handle.call.submitNext(queue, states(), listener);
       }
+      Status.check(status, error()); // a call that was refused has not touched the state
       return future;
     } catch (RuntimeException | Error e) {
+      if (samplerTaken) {
+        sampler.release();
+      }
+      logitsValid = hadLogits;
       leave();
       throw e;
     }
@@ -170,24 +179,29 @@ public final class Session implements AutoCloseable {
 
   /** The end of an asynchronous call. */
   private <T> void ended(
+      Sampler sampler,
       int tokens,
-      boolean hasLogits,
+      boolean hadLogits,
       int status,
       RuntimeException failure,
       CompletableFuture<T> future,
       Supplier<T> result) {
     T value = null;
-    RuntimeException thrown = failure;
-    if (failure == null) {
-      position += tokens;
-      logitsValid = hasLogits;
-      try {
+    Throwable thrown = failure;
+    try {
+      if (failure == null) {
+        position += tokens;
+        logitsValid = sampler == null;
         value = result.get();
-      } catch (MambaException e) {
-        thrown = e;
+      } else {
+        logitsValid = hadLogits;
+        spoiled |= Status.spoilsState(status);
       }
-    } else {
-      spoiled |= Status.spoilsState(status);
+    } catch (RuntimeException | Error e) {
+      thrown = e;
+    }
+    if (sampler != null) {
+      sampler.release();
     }
     leave();
     CompletionQueue.complete(future, value, thrown);
@@ -348,11 +362,14 @@ public final class Session implements AutoCloseable {
     checkTokens(tokens, offset, length);
     feed(tokens, offset, length);
     handle.call.sampling(0, sampler.prepare());
-    check(handle.call.next(states()));
-    Reference.reachabilityFence(sampler);
-    position += length;
-    logitsValid = false;
-    return accept(sampler, handle.call, 0);
+    try {
+      check(handle.call.next(states()));
+      position += length;
+      logitsValid = false;
+      return accept(sampler, handle.call, 0);
+    } finally {
+      sampler.release();
+    }
   }
 
   /** Lets the sampler know what was chosen for sequence {@code i} of a call. */

@@ -27,14 +27,19 @@ public final class AdvanceCall {
   private long length; // tokens of all sequences
 
   public AdvanceCall(int maxSequences) {
-    offsets = arena.allocate(JAVA_LONG, maxSequences + 1L); // the largest first: if it fails nothing is left behind
-    slots = arena.allocate(JAVA_LONG, maxSequences);
-    samplings = arena.allocate(C_POINTER, maxSequences);
-    sampled = arena.allocate(JAVA_INT, maxSequences);
-    logProbs = arena.allocate(JAVA_FLOAT, maxSequences);
-    args = m4j_advance_args.allocate(arena);
-    error = m4j_error.allocate(arena);
-    tokens = tokensArena.allocate(JAVA_INT, 32);
+    try {
+      offsets = arena.allocate(JAVA_LONG, maxSequences + 1L);
+      slots = arena.allocate(JAVA_LONG, maxSequences);
+      samplings = arena.allocate(C_POINTER, maxSequences);
+      sampled = arena.allocate(JAVA_INT, maxSequences);
+      logProbs = arena.allocate(JAVA_FLOAT, maxSequences);
+      args = m4j_advance_args.allocate(arena);
+      error = m4j_error.allocate(arena);
+      tokens = tokensArena.allocate(JAVA_INT, 32);
+    } catch (RuntimeException | Error e) {
+      close();
+      throw e;
+    }
     m4j_advance_args.struct_size(args, m4j_advance_args.sizeof());
     m4j_advance_args.slots(args, slots);
     m4j_advance_args.offsets(args, offsets);

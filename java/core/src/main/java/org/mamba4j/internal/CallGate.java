@@ -11,6 +11,7 @@ public final class CallGate {
 
   private final String what;
   private final AtomicInteger calls = new AtomicInteger(); // calls inside, with the sign bit once closed
+  private final Object releasing = new Object(); // not this: release may wait for a thread that is inside leave
   private boolean released;
 
   /** {@code what} begins the messages: "the model ...". */
@@ -79,6 +80,8 @@ public final class CallGate {
           interrupted = true;
         }
       }
+    }
+    synchronized (releasing) {
       if (!released) {
         released = true;
         release.run();

@@ -8,6 +8,7 @@ import java.util.Map;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.atomic.AtomicLong;
+import org.mamba4j.MambaException;
 import org.mamba4j.ffi.m4j_completion;
 import org.mamba4j.ffi.m4j_error;
 import org.mamba4j.ffi.mamba4j_h;
@@ -23,11 +24,16 @@ public final class CompletionQueue {
     void ended(int status, RuntimeException failure);
   }
 
+  private static final System.Logger LOGGER = System.getLogger("org.mamba4j");
+  private static final MambaException NO_MEMORY =
+      new MambaException("an asynchronous call has failed, and there is no heap left to say why");
+
   private final MemorySegment queue;
   private final Map<Long, Listener> inFlight = new ConcurrentHashMap<>(); // by tag
   private final AtomicLong tags = new AtomicLong();
   private int holders = 1;
   private Thread reaper; // null until the first call
+  private boolean releasedByReaper;
 
   private CompletionQueue(MemorySegment queue) {
     this.queue = queue;
@@ -59,6 +65,10 @@ public final class CompletionQueue {
       last = reaper;
     }
     mamba4j_h.m4j_queue_close(queue);
+    if (last == Thread.currentThread()) {
+      releasedByReaper = true;
+      return;
+    }
     if (last != null) {
       join(last);
     }
@@ -81,12 +91,12 @@ public final class CompletionQueue {
   }
 
   /** Completes {@code future} in a thread where what depends on it may block. */
-  public static <T> void complete(CompletableFuture<T> future, T value, RuntimeException failure) {
+  public static <T> void complete(CompletableFuture<T> future, T value, Throwable failure) {
     Runnable completion =
         failure == null ? () -> future.complete(value) : () -> future.completeExceptionally(failure);
     try {
       Thread.startVirtualThread(completion);
-    } catch (OutOfMemoryError e) {
+    } catch (RuntimeException | OutOfMemoryError e) {
       completion.run(); // better in the wrong thread than never
     }
   }
@@ -101,11 +111,33 @@ public final class CompletionQueue {
     try (Arena arena = Arena.ofConfined()) {
       MemorySegment completion = m4j_completion.allocate(arena);
       MemorySegment error = m4j_error.allocate(arena);
-      while (mamba4j_h.m4j_queue_next(queue, -1, completion, error) == mamba4j_h.M4J_OK()) {
-        MemorySegment result = m4j_completion.error(completion);
-        int status = m4j_error.code(result);
-        inFlight.remove(m4j_completion.tag(completion)).ended(status, Status.failure(status, result));
+      int next;
+      while ((next = mamba4j_h.m4j_queue_next(queue, -1, completion, error)) != mamba4j_h.M4J_ERR_EXHAUSTED()) {
+        if (next == mamba4j_h.M4J_OK()) {
+          end(completion);
+        }
       }
+    }
+    if (releasedByReaper) {
+      mamba4j_h.m4j_queue_release(queue);
+    }
+  }
+
+  /** Whatever happens, the thread lives on for the other calls. */
+  private void end(MemorySegment completion) {
+    try {
+      MemorySegment result = m4j_completion.error(completion);
+      int status = m4j_error.code(result);
+      Listener listener = inFlight.remove(m4j_completion.tag(completion));
+      RuntimeException failure;
+      try {
+        failure = Status.failure(status, result);
+      } catch (OutOfMemoryError e) {
+        failure = NO_MEMORY;
+      }
+      listener.ended(status, failure);
+    } catch (RuntimeException | Error e) {
+      LOGGER.log(System.Logger.Level.ERROR, "the end of an asynchronous call", e);
     }
   }
 

@@ -12,6 +12,7 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Random;
+import java.util.Set;
 import java.util.concurrent.CancellationException;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.ExecutionException;
@@ -28,6 +29,8 @@ import org.mamba4j.Batch;
 import org.mamba4j.Engine;
 import org.mamba4j.EngineOptions;
 import org.mamba4j.Model;
+import org.mamba4j.Sampler;
+import org.mamba4j.SamplingOptions;
 import org.mamba4j.Session;
 
 /** Asynchronous calls: the same results, exceptions where they belong, no thread, memory or session left behind. */
@@ -96,7 +99,9 @@ class AsyncTest {
         Session session = model.newSession();
         Session other = model.newSession();
         Batch batch = model.newBatch(2)) {
-      CompletableFuture<Void> future = session.advanceAsync(tokens(50_000));
+      session.advance(1);
+      CompletableFuture<Void> future = session.advanceAsync(tokens(49_999));
+      assertThrows(IllegalStateException.class, session::logits);
       assertMessage("in use", () -> session.advance(1));
       assertMessage("in use", () -> session.advanceAsync(1));
       assertMessage("in use", session::fork);
@@ -177,11 +182,38 @@ class AsyncTest {
               .thenRun(second::close)
               .thenRun(first::close);
       chain.get();
-      assertTrue(slow.isDone() || slow.get() == null);
+      slow.get(60, TimeUnit.SECONDS);
+      assertEquals(20_000, second.position());
       assertEquals(3, first.position());
       CompletableFuture<Void> failing = model.newSession().advanceAsync(1).thenRun(() -> first.advance(4));
       var thrown = assertThrows(ExecutionException.class, failing::get);
       assertEquals(IllegalStateException.class, thrown.getCause().getClass());
+    }
+  }
+
+  @Test
+  void tokensAreChosenAsynchronouslyToo() throws Exception {
+    SamplingOptions options = SamplingOptions.random(1, 3);
+    try (Model model = Model.load(Goldens.folder("mamba2-g2"), Goldens.options());
+        Session session = model.newSession();
+        Session twin = model.newSession()) {
+      Sampler sampler = new Sampler(options, 256);
+      Sampler twins = new Sampler(options, 256);
+      int token = 1;
+      for (int i = 0; i < 20; i++) {
+        int expected = twin.next(twins, token);
+        token = session.nextAsync(sampler, token).get();
+        assertEquals(expected, token);
+        assertEquals(twins.logProb(), sampler.logProb());
+      }
+      assertEquals(20, session.position());
+      assertThrows(IllegalStateException.class, session::logits);
+      assertThrows(IllegalArgumentException.class, () -> session.nextAsync(sampler));
+      CompletableFuture<Integer> future = session.nextAsync(sampler, tokens(20_000));
+      assertMessage("in use", () -> twin.next(sampler, 1));
+      assertMessage("in use", sampler::reset);
+      future.get();
+      sampler.reset();
     }
   }
 
@@ -218,12 +250,13 @@ class AsyncTest {
   void waitingCostsNoProcessorAndThreadsEnd() throws Exception {
     var threads = ManagementFactory.getThreadMXBean();
     Thread reaper;
+    Set<Thread> before = Thread.getAllStackTraces().keySet();
     try (Model model = Model.load(Goldens.folder("mamba1-tied"), Goldens.options());
         Session session = model.newSession()) {
       session.advanceAsync(1).get();
       reaper =
           Thread.getAllStackTraces().keySet().stream()
-              .filter(thread -> thread.getName().equals("mamba4j-completions"))
+              .filter(thread -> thread.getName().equals("mamba4j-completions") && !before.contains(thread))
               .findAny()
               .orElseThrow();
       long cpuBefore = threads.getThreadCpuTime(reaper.threadId());
