@@ -166,6 +166,8 @@ int64_t linear_workspace(const DeviceMatrix& weight, DType dtype, int64_t tokens
 
 void linear(const LinearArgs& a, Gemm& gemm, cudaStream_t stream) {
   if (a.tokens <= kMaxTokens) {
+    const bool stored = a.weight.dtype != DType::kQ8_0;
+    if (a.tokens > 1 && stored && linear_hopper(a, a.weight.data, a.constant_weight, stream)) return;
     with_element_type(a.dtype, [&]<typename T>(T) { mat_vec<T>(a, stream); });
     return;
   }

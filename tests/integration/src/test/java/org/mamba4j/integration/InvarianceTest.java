@@ -33,9 +33,9 @@ class InvarianceTest {
     return Goldens.families();
   }
 
-  /** How far apart two ways to the same result may be. */
+  /** How far apart two ways to the same result may be; on a GPU each may be a tolerance away from the truth. */
   private static double tolerance(Path folder) {
-    return Goldens.DEVICE.isCuda() ? Goldens.tolerance(folder) : 1e-6;
+    return Goldens.DEVICE.isCuda() ? 2 * Goldens.tolerance(folder) : 1e-6;
   }
 
   @ParameterizedTest
