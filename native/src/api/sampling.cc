@@ -56,8 +56,7 @@ void sample(Engine& engine, const m4j_sample_args& a) {
   }
   if (engine.gpu != nullptr) {
     call_gpu(engine, engine.gpu->api.sample, a.logits, items.data(), results.data());
-    hand_over(a, results);
-    return;
+    return hand_over(a, results);
   }
   const SampleArgs args = {.logits = static_cast<const float*>(a.logits.data),
                            .ld_logits = a.logits.strides[0],

@@ -7,8 +7,6 @@ namespace {
 
 // Logits are computed and handed over so many rows at a time.
 constexpr int64_t kLogitRows = 256;
-// As on the CPU: below it the matrix form of the SSD does more work than it saves.
-constexpr int64_t kSsdStepTokens = 4;
 
 // One walk over all buffers measures (workspace null) and carves.
 int64_t layout(const Model& m, const Segments& bound, char* workspace, Activations* act) {

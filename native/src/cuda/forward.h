@@ -9,6 +9,9 @@
 
 namespace m4j::cuda {
 
+// As on the CPU: up to this many tokens a sequence the matrix form of the SSD does more work than it saves.
+constexpr int64_t kSsdStepTokens = 4;
+
 // What a pass reads and writes; all in GPU memory.
 struct Batch {
   const int32_t* ids;  // [T]

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "cuda/forward.h"
 #include "cuda/model.h"
 #include "cuda/operands.h"
 #include "ops/cuda/convert.h"
@@ -10,7 +11,6 @@
 namespace m4j::cuda {
 namespace {
 
-constexpr int64_t kSsdStepTokens = 4;  // as in forward.cc
 constexpr int64_t kMaxDState = 256;
 constexpr int64_t kMaxDConv = 8;
 constexpr int64_t kMostBlocks = 1 << 30;  // of one launch

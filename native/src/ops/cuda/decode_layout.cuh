@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "ops/cuda/chain.cuh"
 #include "ops/cuda/decode_step.h"
 #include "ops/cuda/exchange.cuh"
 
@@ -76,15 +77,8 @@ struct Device {
   int cooperative, multiprocessors, shared_bytes;
 
   static Device current() {
-    int device = 0;
-    check(cudaGetDevice(&device), "cudaGetDevice");
-    const auto attribute = [&](cudaDeviceAttr name) {
-      int value = 0;
-      check(cudaDeviceGetAttribute(&value, name, device), "cudaDeviceGetAttribute");
-      return value;
-    };
-    return {attribute(cudaDevAttrCooperativeLaunch), attribute(cudaDevAttrMultiProcessorCount),
-            attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
+    return {device_attribute(cudaDevAttrCooperativeLaunch), device_attribute(cudaDevAttrMultiProcessorCount),
+            device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
   }
 };
 
