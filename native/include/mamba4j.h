@@ -444,8 +444,9 @@ typedef struct m4j_rms_norm_args {
 M4J_API m4j_status m4j_rms_norm(m4j_engine* engine, const m4j_rms_norm_args* args, m4j_error* err);
 
 /* out = x weight^T + bias, as if the weight were widened to float32. Only where the instruction set is "amx" or
- * "avx3_vnni" and the weight Q8_0 or Q4_0, the 32 numbers of x that meet a block are rounded to 24 bits in a unit of
- * their own, that of the largest. On the CPU each row has the same bits alone and among others. */
+ * "avx3_vnni" and the weight Q8_0 or Q4_0, the 32 numbers of x that meet a block are rounded to 16 bits in a unit of
+ * their own, that of the largest, which changes out by about 3e-5 of its norm. On the CPU each row has the same bits alone
+ * and among others. */
 typedef struct m4j_linear_args {
   uint64_t struct_size;
   m4j_tensor x;      /* [rows, in], rows contiguous */

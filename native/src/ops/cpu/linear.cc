@@ -6,6 +6,7 @@
 // rows: not on the tile it falls into, the batch, or the number of threads.
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "ops/ops.h"
 
@@ -20,6 +21,27 @@ namespace m4j {
 namespace HWY_NAMESPACE {
 namespace {
 
+constexpr int64_t kLineBytes = 64;
+
+// Weights that are needed next, asked for line by line while others are multiplied.
+class Ahead {
+ public:
+  Ahead(const uint8_t* begin, int64_t bytes) : next_(begin), left_(bytes) {}
+
+  // Where to begin and how far to go from step to step, for so many steps.
+  const uint8_t* take(int64_t steps, int64_t* stride) {
+    const uint8_t* begin = next_;
+    *stride = left_ > 0 ? kLineBytes : 0;
+    next_ += steps * *stride;
+    left_ -= steps * *stride;
+    return begin;
+  }
+
+ private:
+  const uint8_t* next_;
+  int64_t left_;
+};
+
 struct Operands {
   const float* x;  // [MT, in]
   int64_t ld_x;
@@ -28,10 +50,12 @@ struct Operands {
   const float* bias;  // optional, of the tile's first output
   float* out;         // [MT, NT]
   int64_t ld_out;
+  Ahead* ahead;       // of Layout::kPackedAhead
 };
 
-// How a tile finds its weights: in place, row by row; or packed, the NT rows interleaved vector by vector, zero-padded.
-enum class Layout { kInPlace, kPacked };
+// How a tile finds its weights: in place, row by row; or packed, the NT rows interleaved vector by vector, zero-padded,
+// and whether it asks for others meanwhile.
+enum class Layout { kInPlace, kPacked, kPackedAhead };
 
 // The rows of a tile; all of them are walked with one offset.
 template <int NT>
@@ -57,17 +81,16 @@ HWY_INLINE void step(Vec* HWY_RESTRICT acc, const float* HWY_RESTRICT x, int64_t
   }
 }
 
-// MT tokens x NT outputs. In place, a tile of few tokens also asks for the weights of the NT outputs after its own,
+// MT tokens x NT outputs. In place, it also asks for the weights of the NT outputs after its own,
 // which a single pass over the weights needs next; the hardware does not see that far because rows are short.
 template <class W, Layout kLayout, int MT, int NT>
 HWY_NOINLINE void tile(const Operands& a, const uint8_t* HWY_RESTRICT w) {
-  constexpr bool kPacked = kLayout == Layout::kPacked;
-  constexpr bool kPrefetch = !kPacked && MT <= 2 && NT > 1;
+  constexpr bool kPacked = kLayout != Layout::kInPlace;
+  constexpr bool kPrefetch = !kPacked && NT > 1;
   constexpr int kTotal = MT * NT, kPadded = (kTotal + 3) / 4 * 4;
   constexpr int64_t kStep = W::kVectors * kLanes;
   constexpr int64_t kStepBytes = W::offset(kStep) * (kPacked ? NT : 1);
-  constexpr int64_t kCacheLine = 64;
-  constexpr int64_t kLineSteps = std::max<int64_t>(1, kCacheLine / kStepBytes);
+  constexpr int64_t kLineSteps = std::max<int64_t>(1, kLineBytes / kStepBytes);
   const VecTag d;
   Vec acc[kPadded];
 #pragma GCC unroll 32
@@ -90,7 +113,16 @@ HWY_NOINLINE void tile(const Operands& a, const uint8_t* HWY_RESTRICT w) {
         step<W, MT, NT>(acc, x + k + s * kStep, ld_x, rows, offset);
     }
   }
-  for (; k < whole; k += kStep, offset += kStepBytes) step<W, MT, NT>(acc, x + k, ld_x, rows, offset);
+  if constexpr (kLayout == Layout::kPackedAhead) {
+    int64_t stride;
+    const uint8_t* ahead = a.ahead->take(whole / kStep, &stride);
+    for (; k < whole; k += kStep, offset += kStepBytes, ahead += stride) {
+      __builtin_prefetch(ahead, 0, 2);
+      step<W, MT, NT>(acc, x + k, ld_x, rows, offset);
+    }
+  } else {
+    for (; k < whole; k += kStep, offset += kStepBytes) step<W, MT, NT>(acc, x + k, ld_x, rows, offset);
+  }
   if constexpr (W::kVectors == 1) {
     if (whole < a.in) {  // the last, partial vector, filled up with zeros
       const int64_t rest = a.in - whole;
@@ -106,12 +138,26 @@ HWY_NOINLINE void tile(const Operands& a, const uint8_t* HWY_RESTRICT w) {
     }
   }
 
-  HWY_ALIGN float sums[kPadded];
+  if constexpr (NT % 4 == 0) {
+    const hn::CappedTag<float, 4> d4;
 #pragma GCC unroll 8
-  for (int i = 0; i < kPadded; i += 4) sum_lanes4(acc[i], acc[i + 1], acc[i + 2], acc[i + 3], sums + i);
-  for (int i = 0; i < MT; ++i)
-    for (int j = 0; j < NT; ++j)
-      a.out[i * a.ld_out + j] = a.bias == nullptr ? sums[i * NT + j] : sums[i * NT + j] + a.bias[j];
+    for (int i = 0; i < MT; ++i) {
+#pragma GCC unroll 2
+      for (int j = 0; j < NT; j += 4) {
+        const Vec* v = acc + i * NT + j;
+        float* out = a.out + i * a.ld_out + j;
+        sum_lanes4(v[0], v[1], v[2], v[3], out);
+        if (a.bias != nullptr) hn::StoreU(hn::Add(hn::LoadU(d4, out), hn::LoadU(d4, a.bias + j)), d4, out);
+      }
+    }
+  } else {
+    HWY_ALIGN float sums[kPadded];
+#pragma GCC unroll 8
+    for (int i = 0; i < kPadded; i += 4) sum_lanes4(acc[i], acc[i + 1], acc[i + 2], acc[i + 3], sums + i);
+    for (int i = 0; i < MT; ++i)
+      for (int j = 0; j < NT; ++j)
+        a.out[i * a.ld_out + j] = a.bias == nullptr ? sums[i * NT + j] : sums[i * NT + j] + a.bias[j];
+  }
 }
 
 // Tokens in a tile, and outputs for each number of tokens, so that all sums stay in registers.
@@ -126,8 +172,8 @@ constexpr int kOutputs[kMaxTokens + 1] = {0, 8, 4, 4, 3};
 // MT tokens x outputs [begin, end), whose weights start at w; NT outputs a tile, single ones at the end.
 template <class W, Layout kLayout, int MT, int NT>
 void strip(const LinearArgs& a, const float* x, float* out, const uint8_t* w, int64_t row_bytes, int64_t begin,
-           int64_t end) {
-  Operands o{x, a.ld_x, row_bytes, a.in, nullptr, nullptr, a.ld_out};
+           int64_t end, Ahead* ahead) {
+  Operands o{x, a.ld_x, row_bytes, a.in, nullptr, nullptr, a.ld_out, ahead};
   int64_t n = begin;
   for (; n + NT <= end; n += NT, w += NT * row_bytes) {
     o.bias = a.bias == nullptr ? nullptr : a.bias + n;
@@ -144,12 +190,12 @@ void strip(const LinearArgs& a, const float* x, float* out, const uint8_t* w, in
 // All tokens (at most kMaxTokens) x outputs [begin, end).
 template <class W, Layout kLayout, int MT = kMaxTokens>
 void few_tokens(const LinearArgs& a, int64_t tokens, const float* x, float* out, const uint8_t* w, int64_t row_bytes,
-                int64_t begin, int64_t end) {
+                int64_t begin, int64_t end, Ahead* ahead) {
   if (tokens == MT) {
-    constexpr int NT = kLayout == Layout::kPacked ? kOutputs[kMaxTokens] : kOutputs[MT];
-    strip<W, kLayout, MT, NT>(a, x, out, w, row_bytes, begin, end);
+    constexpr int NT = kLayout != Layout::kInPlace ? kOutputs[kMaxTokens] : kOutputs[MT];
+    strip<W, kLayout, MT, NT>(a, x, out, w, row_bytes, begin, end, ahead);
   } else if constexpr (MT > 1) {
-    few_tokens<W, kLayout, MT - 1>(a, tokens, x, out, w, row_bytes, begin, end);
+    few_tokens<W, kLayout, MT - 1>(a, tokens, x, out, w, row_bytes, begin, end, ahead);
   }
 }
 
@@ -189,25 +235,36 @@ void pack_panel(const uint8_t* HWY_RESTRICT w, int64_t row_bytes, int64_t rows, 
   for (; rows > 0; --rows, w += row_bytes, out += round_up(in)) pack_rows<W, 1>(w, row_bytes, in, out);
 }
 
+// With so many tokens, reading weights takes as long as multiplying them.
+constexpr int64_t kAheadTokens = 64;
+
+template <Layout kLayout>
+void all_tokens(const LinearArgs& a, const float* panel, int64_t begin, int64_t end, Ahead* ahead) {
+  for (int64_t t = 0; t < a.tokens; t += kMaxTokens)
+    few_tokens<F32Weight, kLayout>(a, std::min<int64_t>(kMaxTokens, a.tokens - t), a.x + t * a.ld_x,
+                                   a.out + t * a.ld_out, reinterpret_cast<const uint8_t*>(panel),
+                                   F32Weight::offset(round_up(a.in)), begin, end, ahead);
+}
+
 template <class W>
 void linear(const LinearArgs& a, const Share& share) {
+  // Asking for float32 rows keeps the way from the second-level cache so busy that more is lost than won.
+  constexpr bool kAhead = !std::is_same_v<W, F32Weight>;
   const auto* w = static_cast<const uint8_t*>(a.weight);
   const int64_t row_bytes = W::offset(a.ld_weight);
   int64_t begin, end;
   share.range(a.out_dim, 8, &begin, &end);
   if (a.tokens <= kMaxTokens) {
-    few_tokens<W, Layout::kInPlace>(a, a.tokens, a.x, a.out, w + begin * row_bytes, row_bytes, begin, end);
+    few_tokens<W, Layout::kInPlace>(a, a.tokens, a.x, a.out, w + begin * row_bytes, row_bytes, begin, end, nullptr);
     return;
   }
-  const int64_t outputs = panel_outputs(a.in), packed_bytes = F32Weight::offset(round_up(a.in));
+  const int64_t outputs = panel_outputs(a.in);
   for (int64_t n = begin; n < end; n += outputs) {
     const int64_t stop = std::min(n + outputs, end);
+    Ahead ahead(w + stop * row_bytes, (std::min(stop + outputs, end) - stop) * row_bytes);
     pack_panel<W>(w + n * row_bytes, row_bytes, stop - n, a.in, share.scratch);
-    for (int64_t t = 0; t < a.tokens; t += kMaxTokens) {
-      few_tokens<F32Weight, Layout::kPacked>(a, std::min<int64_t>(kMaxTokens, a.tokens - t), a.x + t * a.ld_x,
-                                             a.out + t * a.ld_out, reinterpret_cast<const uint8_t*>(share.scratch),
-                                             packed_bytes, n, stop);
-    }
+    kAhead && a.tokens <= kAheadTokens ? all_tokens<Layout::kPackedAhead>(a, share.scratch, n, stop, &ahead)
+                             : all_tokens<Layout::kPacked>(a, share.scratch, n, stop, nullptr);
   }
 }
 

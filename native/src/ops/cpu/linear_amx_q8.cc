@@ -53,7 +53,7 @@ void split(const float* x, int64_t ld, int64_t tokens, int64_t steps, TokensStep
       __m512i d[4];
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) d[i] = digits_of(_mm512_load_ps(columns[4 * q + i]), factor);
-#pragma GCC unroll 3
+#pragma GCC unroll 2
       for (unsigned j = 0; j < kDigits; ++j) {
         __m512i quad = _mm512_setzero_si512();
 #pragma GCC unroll 4
@@ -88,16 +88,13 @@ void multiply(const Strip<Q8Block>& w, const float* scales, const TokensStep* x,
       const TokensStep& xs = x[group + s];
       if (ahead) prefetch(w, group + s);
       tile_load<4>(w.at(group + s) + kScaleBytes, w.stride);
-      tile_zero<0>(), tile_zero<1>(), tile_zero<2>();
+      tile_zero<0>(), tile_zero<1>();
       tile_load<6>(xs.digits[0], kLineBytes);
       tile_dot_bytes<0, 4, 6>();
       tile_load<7>(xs.digits[1], kLineBytes);
       tile_dot_bytes<1, 4, 7>();
-      tile_load<6>(xs.digits[2], kLineBytes);
-      tile_dot_bytes<2, 4, 6>();
       tile_store<0>(sums[s][0], kLineBytes);
       tile_store<1>(sums[s][1], kLineBytes);
-      tile_store<2>(sums[s][2], kLineBytes);
     }
     for (int64_t s = 0; s < count; ++s) {
       const __m512 unit = _mm512_load_ps(x[group + s].unit);
@@ -105,7 +102,7 @@ void multiply(const Strip<Q8Block>& w, const float* scales, const TokensStep* x,
 #pragma GCC unroll 16
       for (int i = 0; i < kRows; ++i)
         acc[i] = add_block(acc[i], _mm512_load_si512(sums[s][0][i]), _mm512_load_si512(sums[s][1][i]),
-                           _mm512_load_si512(sums[s][2][i]), _mm512_set1_ps(scale[i]), unit);
+                           _mm512_set1_ps(scale[i]), unit);
     }
   }
 #pragma GCC unroll 16

@@ -25,14 +25,14 @@ int64_t LinearScratch(int64_t in, DType weight_dtype);
 namespace {
 
 constexpr int64_t kFewTokens = 4;  // which the codes meet on their way
-constexpr int64_t kTileTokens = 3, kTileVectors = 2, kTileOutputs = kTileVectors * kRows;
+constexpr int64_t kTileTokens = 5, kTileVectors = 2, kTileOutputs = kTileVectors * kRows;
 constexpr int64_t kSplitBytes = 512 * 1024;  // of split tokens: half of the second-level cache
 
 // A step of a token: digit j, the lowest first, of each quad; what makes up for codes without sign; and what an integer
-// counts. The fourth element of each is free.
-struct alignas(32) TokenStep {
-  int32_t digits[kQuads][4];
-  int32_t start[4];
+// counts.
+struct alignas(16) TokenStep {
+  int32_t digits[kQuads][kDigits];
+  int32_t start[kDigits];
   float unit;
 };
 
@@ -50,23 +50,21 @@ HWY_INLINE void dot_bytes(__m512i& sum, __m512i a, __m512i b) {
 
 template <class Block>
 void split(const float* x, int64_t steps, TokenStep* out) {
-  const __m512i by_digit =
-      _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  const __m512i by_digit = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15));
   for (int64_t s = 0; s < steps; ++s, x += kDepth, ++out) {
     const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
     const int32_t largest = _mm512_reduce_max_epi32(_mm512_max_epi32(magnitude(a), magnitude(b)));
     __m512 unit;
     const __m512 factor = to_integers(_mm512_set1_epi32(largest), &unit);
-    const __m512i da = _mm512_shuffle_epi8(digits_of(a, factor), by_digit);
-    const __m512i db = _mm512_shuffle_epi8(digits_of(b, factor), by_digit);
-    _mm512_storeu_si512(out->digits[0], da);
-    _mm512_storeu_si512(out->digits[4], db);
+    const __m256i da = _mm512_cvtepi32_epi16(digits_of(a, factor)), db = _mm512_cvtepi32_epi16(digits_of(b, factor));
+    const __m512i digits = _mm512_shuffle_epi8(_mm512_inserti64x4(_mm512_castsi256_si512(da), db, 1), by_digit);
+    _mm512_storeu_si512(out->digits, digits);
     __m512i sum = _mm512_setzero_si512();
-    dot_bytes(sum, _mm512_set1_epi8(1), da);
-    dot_bytes(sum, _mm512_set1_epi8(1), db);
+    dot_bytes(sum, _mm512_set1_epi8(1), digits);
     const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(sum), _mm512_extracti64x4_epi64(sum, 1));
-    const __m128i total = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-    _mm_store_si128(reinterpret_cast<__m128i*>(out->start), _mm_mullo_epi32(total, _mm_set1_epi32(-Block::kZero)));
+    const __m128i quarter = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    const __m128i total = _mm_add_epi32(quarter, _mm_unpackhi_epi64(quarter, quarter));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(out->start), _mm_mullo_epi32(total, _mm_set1_epi32(-Block::kZero)));
     out->unit = _mm512_cvtss_f32(unit);
   }
 }
@@ -94,7 +92,7 @@ HWY_NOINLINE void multiply(const Strip<Block>& w, const TokenStep* x, int64_t st
     }
 #pragma GCC unroll 4
     for (int t = 0; t < kTokens; ++t) {
-#pragma GCC unroll 3
+#pragma GCC unroll 2
       for (int j = 0; j < kDigits; ++j) {
         const __m512i start = _mm512_set1_epi32(x[t * steps].start[j]);
 #pragma GCC unroll 2
@@ -108,7 +106,7 @@ HWY_NOINLINE void multiply(const Strip<Block>& w, const TokenStep* x, int64_t st
     for (int q = 0; q < kQuads; ++q) {
 #pragma GCC unroll 4
       for (int t = 0; t < kTokens; ++t) {
-#pragma GCC unroll 3
+#pragma GCC unroll 2
         for (int j = 0; j < kDigits; ++j) {
           const __m512i digit = _mm512_set1_epi32(x[t * steps].digits[q][j]);
 #pragma GCC unroll 2
@@ -123,10 +121,10 @@ HWY_NOINLINE void multiply(const Strip<Block>& w, const TokenStep* x, int64_t st
       for (int i = 0; i < kStrips; ++i) {
         __m512i(&d)[kDigits] = sum[t][i][0];
         if constexpr (kChains > 1) {
-#pragma GCC unroll 3
+#pragma GCC unroll 2
           for (int j = 0; j < kDigits; ++j) d[j] = _mm512_add_epi32(d[j], sum[t][i][1][j]);
         }
-        acc[t][i] = add_block(acc[t][i], d[0], d[1], d[2], scales[i], unit);
+        acc[t][i] = add_block(acc[t][i], d[0], d[1], scales[i], unit);
       }
     }
   }
@@ -163,9 +161,9 @@ HWY_NOINLINE void multiply(const WeightStep<kVectors>* w, const TokenStep* x, in
       for (int i = 0; i < kVectors; ++i) ahead[i].prefetch(s, kVectors);
     }
     __m512i sum[kTokens][kVectors][kDigits];
-#pragma GCC unroll 3
+#pragma GCC unroll 5
     for (int t = 0; t < kTokens; ++t) {
-#pragma GCC unroll 3
+#pragma GCC unroll 2
       for (int j = 0; j < kDigits; ++j) {
         const __m512i start = _mm512_set1_epi32(x[t * steps].start[j]);
 #pragma GCC unroll 2
@@ -177,9 +175,9 @@ HWY_NOINLINE void multiply(const WeightStep<kVectors>* w, const TokenStep* x, in
       __m512i v[kVectors];
 #pragma GCC unroll 2
       for (int i = 0; i < kVectors; ++i) v[i] = _mm512_load_si512(w->codes[q][i]);
-#pragma GCC unroll 3
+#pragma GCC unroll 5
       for (int t = 0; t < kTokens; ++t) {
-#pragma GCC unroll 3
+#pragma GCC unroll 2
         for (int j = 0; j < kDigits; ++j) {
           const __m512i digit = _mm512_set1_epi32(x[t * steps].digits[q][j]);
 #pragma GCC unroll 2
@@ -187,13 +185,13 @@ HWY_NOINLINE void multiply(const WeightStep<kVectors>* w, const TokenStep* x, in
         }
       }
     }
-#pragma GCC unroll 3
+#pragma GCC unroll 5
     for (int t = 0; t < kTokens; ++t) {
       const __m512 unit = _mm512_set1_ps(x[t * steps].unit);
 #pragma GCC unroll 2
       for (int i = 0; i < kVectors; ++i) {
         float* acc = c + (t * kVectors + i) * kRows;
-        _mm512_store_ps(acc, add_block(_mm512_load_ps(acc), sum[t][i][0], sum[t][i][1], sum[t][i][2],
+        _mm512_store_ps(acc, add_block(_mm512_load_ps(acc), sum[t][i][0], sum[t][i][1],
                                        _mm512_load_ps(w->scales[i]), unit));
       }
     }
@@ -302,7 +300,7 @@ struct Scratch {
 
 template <class Block>
 void linear(const LinearArgs& a, const Share& share) {
-  const Part part(a, share, {216, 320, 35});
+  const Part part(a, share, {148, 320, 35});
   if (part.empty()) return;
   const Scratch sizes(a.in, copy_bytes<Block>(a.in));
   auto* packed = reinterpret_cast<uint8_t*>(share.scratch);
