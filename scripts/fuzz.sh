@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Fuzzes every reader of foreign files: each @FuzzTest in a JVM of its own, starting from its committed corpus. An input
-# that breaks a test is written into that corpus, where `mvn test` replays it; fix the reader and commit the input.
+# Fuzzes every reader of foreign files: each @FuzzTest in a JVM of its own, as many at a time as there are processors,
+# starting from its committed corpus. An input that breaks a test is written into that corpus, where `mvn test` replays
+# it; fix the reader and commit the input.
 #
 #   scripts/fuzz.sh                      every fuzz test for 60 seconds
 #   scripts/fuzz.sh 600 pickle config    the named ones for 600 seconds each
@@ -32,22 +33,35 @@ is_wanted() {
 jvm_args="-Xmx1g -Djunit.jupiter.execution.timeout.mode=disabled"
 
 require_jdk
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
-ran=0 failed=0
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
+
+# fuzz MODULE CLASS METHOD: leaves METHOD.failed among the logs if the test found something.
+fuzz() {
+  local log=$logs/$3.log
+  say "Fuzzing $2.$3 for $seconds seconds"
+  if JAZZER_FUZZ=1 JAZZER_MAX_DURATION="${seconds}s" maven test -pl "$1" -am -Dtest="$2#$3" \
+    -Dsurefire.failIfNoSpecifiedTests=false -Dsurefire.reportNameSuffix="$3" -Dmamba4j.test.jvmArgs="$jvm_args" \
+    >"$log" 2>&1 </dev/null; then
+    sed -n "s/^#[0-9]*[[:space:]]*DONE/    $3:&/p" "$log" >&2
+  else
+    touch "$logs/$3.failed"
+    tail -n 80 "$log" >&2
+  fi
+}
+
+# Compiled once, before several run at a time.
+maven --quiet test-compile -pl java/core -am || die "The fuzz tests could not be compiled; see above."
+ran=0
 while read -r module class method; do
   is_wanted "$method" || continue
   ran=$((ran + 1))
-  say "Fuzzing $class.$method for $seconds seconds"
-  if JAZZER_FUZZ=1 JAZZER_MAX_DURATION="${seconds}s" maven test -pl "$module" -am -Dtest="$class#$method" \
-    -Dsurefire.failIfNoSpecifiedTests=false -Dmamba4j.test.jvmArgs="$jvm_args" >"$log" 2>&1 </dev/null; then
-    sed -n 's/^#[0-9]*[[:space:]]*DONE/    &/p' "$log" >&2
-  else
-    failed=$((failed + 1))
-    tail -n 80 "$log" >&2
-  fi
+  while (($(jobs -rp | wc -l) >= $(nproc))); do wait -n || true; done
+  fuzz "$module" "$class" "$method" &
 done < <(fuzz_tests)
+wait
 
 ((ran > 0)) || die "No fuzz test is called ${wanted[*]}"
+failed=$(find "$logs" -name '*.failed' | wc -l)
 ((failed == 0)) || die "$failed of $ran fuzz tests found something; see above."
 say "$ran fuzz tests found nothing."
