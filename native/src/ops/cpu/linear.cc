@@ -199,8 +199,9 @@ void few_tokens(const LinearArgs& a, int64_t tokens, const float* x, float* out,
   }
 }
 
-// Bytes of float32 weights in a panel: it lies in the second-level cache while all tokens pass over it.
-constexpr int64_t kPanelBytes = 256 * 1024;
+// Bytes of float32 weights in a panel: it lies in the second-level cache while all tokens pass over it. Processors with
+// AVX-512 have one of 1 MB and more.
+constexpr int64_t kPanelBytes = (HWY_TARGET <= HWY_AVX3 ? 384 : 256) * 1024;
 
 int64_t panel_outputs(int64_t in) {
   constexpr int64_t NT = kOutputs[kMaxTokens];
