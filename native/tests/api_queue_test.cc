@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "support/api_test.h"
+#include "support/sampling.h"
 
 namespace m4j::test {
 namespace {
@@ -61,6 +62,32 @@ TEST_F(ApiQueueTest, CallsComputeWhatTheyWouldAlone) {
   for (size_t i = 0; i < 20; ++i) {
     EXPECT_EQ(batches[i].logits, advance(states, {twins[i]}, inputs[i], V)[0]);
     EXPECT_EQ(read_state(states, slots[i], tiny), read_state(states, twins[i], tiny));
+  }
+}
+
+// Steps that also choose tokens choose those of calls that wait.
+TEST_F(ApiQueueTest, CallsChooseWhatTheyWouldAlone) {
+  const QueuePtr queue = make_queue(engine);
+  const m4j_slot slot = take(states), twin = take(states);
+  const m4j_sampling s = random_sampling(1.3f, 99);
+  const m4j_sampling* const how[] = {&s};
+  int32_t token = 1, expected = 1;
+  float log_prob = 7, expected_log_prob = 7;
+  for (uint64_t step = 0; step < 30; ++step) {
+    const Tokens input(step == 0 ? 21 : 1, token);
+    const auto choosing = [&](m4j_slot at, int32_t* chosen, float* log_prob_of) {
+      Batch batch({at}, {input}, M4J_LOGITS_NONE, V);
+      batch.args_.samplings = how;
+      batch.args_.sampled = chosen;
+      batch.args_.log_probs = log_prob_of;
+      return batch;
+    };
+    Batch queued = choosing(slot, &token, &log_prob), waiting = choosing(twin, &expected, &expected_log_prob);
+    submit(queue, queued, step);
+    EXPECT_EQ(next(queue), step);
+    ASSERT_EQ(m4j_advance(states.get(), waiting.args(), &err), M4J_OK) << err.message;
+    ASSERT_EQ(token, expected) << "step " << step;
+    ASSERT_EQ(log_prob, expected_log_prob) << "step " << step;
   }
 }
 

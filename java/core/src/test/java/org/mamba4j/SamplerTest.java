@@ -3,24 +3,31 @@ package org.mamba4j;
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertInstanceOf;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.io.IOException;
 import java.lang.foreign.Arena;
+import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Comparator;
 import java.util.HashSet;
+import java.util.LinkedHashMap;
 import java.util.List;
+import java.util.Map;
 import java.util.Random;
 import java.util.Set;
+import java.util.concurrent.ExecutionException;
 import java.util.stream.IntStream;
 import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
+import org.mamba4j.checkpoint.Checkpoint;
 
 class SamplerTest {
   private static final SamplingOptions GREEDY = SamplingOptions.greedy();
@@ -307,6 +314,39 @@ class SamplerTest {
       String name = Float.isNaN(bad) ? "nan" : bad > 0 ? " inf" : "-inf";
       assertTrue(e.getMessage().contains("logits[0, 1]") && e.getMessage().contains(name), e.getMessage());
     }
+  }
+
+  /** A model with a damaged weight: its name for it, however the call is made; samplers and sessions stay usable. */
+  @Test
+  void damagedLogitsEndACall(@TempDir Path folder) throws IOException {
+    try (Checkpoint checkpoint = Checkpoint.open(TestData.golden("mamba2-g1"));
+        Arena arena = Arena.ofConfined()) {
+      Map<String, Tensor> tensors = new LinkedHashMap<>(checkpoint.hfTensors());
+      Tensor damaged = tensors.get("backbone.norm_f.weight").copyTo(arena);
+      damaged.setFloat(Float.NaN, 3);
+      tensors.put("backbone.norm_f.weight", damaged);
+      TestData.writeModel(folder, tensors, checkpoint);
+    }
+    Sampler sampler = new Sampler(GREEDY, 256);
+    try (Model model = Model.load(folder);
+        Session session = model.newSession();
+        Session other = model.newSession();
+        Batch batch = model.newBatch(2)) {
+      var alone = assertThrows(MambaException.class, () -> session.next(sampler, 1, 2));
+      assertTrue(alone.getMessage().contains("sequence 0 of the call: logits[0] is NaN"), alone.getMessage());
+      var later = assertThrows(ExecutionException.class, () -> session.nextAsync(sampler, 3).get());
+      assertEquals(alone.getMessage(), assertInstanceOf(MambaException.class, later.getCause()).getMessage());
+      batch.add(session, 4);
+      batch.add(other, sampler, 5);
+      var among = assertThrows(MambaException.class, batch::next);
+      assertTrue(among.getMessage().contains("sequence 1 of the call: logits[0] is NaN"), among.getMessage());
+      assertThrows(IllegalStateException.class, () -> batch.token(1));
+      session.advance(6);
+      assertTrue(Float.isNaN(session.logits().getFloat(0)));
+      session.reset();
+      assertEquals(0, session.position());
+    }
+    assertEquals(1, next(sampler, logits(0, 2, 1)));
   }
 
   @Test

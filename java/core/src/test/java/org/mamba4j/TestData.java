@@ -76,6 +76,11 @@ public final class TestData {
     return new Random(seed).ints(count, 0, Math.toIntExact(vocabulary)).toArray();
   }
 
+  /** How far the logits of quantised matrices may be from those of the same matrices widened, on an instruction set. */
+  public static double quantisedTolerance(String simdTarget) {
+    return simdTarget.equals("amx") || simdTarget.equals("avx3_vnni") ? 5e-4 : 1e-5; // activations of 16 bits
+  }
+
   /** |found - expected| / |expected|, Euclidean. */
   public static double relativeError(float[] expected, float[] found) {
     double difference = 0;
