@@ -162,8 +162,8 @@ Model::Model(Engine& engine_, const m4j::Model& host)
     for (int64_t tokens = 1; tokens <= decode_tokens_; ++tokens) {
       DecodeStepArgs args;
       decode_step_args(tokens, &args);
-      DeviceBuffer& workspace = decode_workspaces_.emplace_back(decode_step_workspace(args), "workspace", &engine.bytes);
-      check(cudaMemsetAsync(workspace.data(), 0, static_cast<std::size_t>(workspace.bytes()), engine.stream), "cudaMemset");
+      DeviceBuffer& memory = decode_workspaces_.emplace_back(decode_step_workspace(args), "workspace", &engine.bytes);
+      check(cudaMemsetAsync(memory.data(), 0, static_cast<std::size_t>(memory.bytes()), engine.stream), "cudaMemset");
     }
   }
   engine.wait();

@@ -1,4 +1,4 @@
-// Blocks of a cluster, which run at the same time and reach each other's shared memory. Before Hopper each block is alone.
+// Blocks of a cluster, which run at the same time and reach each other's shared memory. Before Hopper a block is alone.
 #pragma once
 
 #include <cstdint>

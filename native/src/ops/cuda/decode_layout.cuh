@@ -22,14 +22,14 @@ constexpr int kMaxScanState = 2 * kLanes;  // d_state of the scan: two a lane
 constexpr int kMaxHandedOver = 4096;       // T E for several tokens: beyond it handing over takes longer than launches
 constexpr int kLayerWords = sizeof(DecodeLayer) / sizeof(uint64_t);
 
-// Vectors that blocks hand to each other; see exchange.cuh. There are two sets of them, which steps take in turn: no packet
-// of a step may be taken for one of the step before, so each clears what the next will use.
+// Vectors that blocks hand to each other; see exchange.cuh. There are two sets of them, which steps take in turn: no
+// packet of a step may be taken for one of the step before, so each clears what the next will use.
 struct Exchange {
-  Packet* x;      // [T, D] residual stream
-  Packet* u;      // Mamba-1: [T, E] output of the convolution
-  Packet* small;  // [T, small_size]
-  Packet* y;      // [T, E] gated output of the scan
-  int set;        // packets of a set: from a vector's place in the first to that in the second
+  Packet* x;        // [T, D] residual stream
+  Packet* u;        // Mamba-1: [T, E] output of the convolution
+  Packet* small;    // [T, small_size]
+  Packet* y;        // [T, E] gated output of the scan
+  int set;          // packets of a set: from a vector's place in the first to that in the second
   unsigned* begun;  // blocks of the last two steps that have begun: 0 ... 2 gridDim.x - 1
 };
 

@@ -28,8 +28,8 @@ class Step {
                   char* shared)
       : a(args), e(exchange), l(shape), ring(weights), base(shared), channels(args.d_inner),
         smalls(small_size(args)), outputs(args.d_model), per_model(1.0f / static_cast<float>(args.d_model)),
-        per_group(static_cast<float>(kMamba2 ? args.n_groups : 1) / static_cast<float>(args.d_inner)), model_slice(slice_of_warp(args.d_model, 1)),
-        inner_slice(slice_of_warp(args.d_inner, kMamba2 ? args.n_groups : 1)) {
+        per_group(static_cast<float>(kMamba2 ? args.n_groups : 1) / static_cast<float>(args.d_inner)),
+        model_slice(slice_of_warp(args.d_model, 1)), inner_slice(slice_of_warp(args.d_inner, kMamba2 ? args.n_groups : 1)) {
     const int tid = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
     // From the host's memory, the longest way.
     int64_t slot = 0, id = 0;
@@ -115,8 +115,8 @@ class Step {
     const char* place = reinterpret_cast<const char*>(layers + layer) + p.matrix;
     const char* matrix =
         phase == kHead ? static_cast<const char*>(a.lm_head) : *reinterpret_cast<const char* const*>(place);
-    ring.fetch(ring_at, ring_free, matrix + static_cast<int64_t>(p.first + p.begin + first) * row_bytes, row_bytes, count,
-               p.tiles);
+    const char* from = matrix + static_cast<int64_t>(p.first + p.begin + first) * row_bytes;
+    ring.fetch(ring_at, ring_free, from, row_bytes, count, p.tiles);
   }
 
   // The warps that compute.
@@ -126,7 +126,7 @@ class Step {
     for (int layer = 0; layer < a.n_layer; ++layer) {
       const DecodeLayer& w = layers[layer];
       if constexpr (kMamba2) {
-        const int row = static_cast<int>(threadIdx.x) >> shift(), t = static_cast<int>(threadIdx.x) & ((1 << shift()) - 1);
+        const int tid = static_cast<int>(threadIdx.x), row = tid >> shift(), t = tid & ((1 << shift()) - 1);
         const bool own = row < min(kPassRows<kX>, channels.count) && t < tokens();
         early = own ? load_operands<kX>(w, layer, channels.begin + row, t) : Operands{};
         product<kSmall>(w, layer);
@@ -282,7 +282,8 @@ class Step {
 #pragma unroll 1
     for (int first = 0; first < share.count; first += kRows) {
       const int count = min(kRows, share.count - first), i = tid >> shift();
-      const bool own = i < count && t < tokens(), own_z = kWithZ<kPhase> && i >= kRows && i < kRows + count && t < tokens();
+      const bool own = i < count && t < tokens();
+      const bool own_z = kWithZ<kPhase> && i >= kRows && i < kRows + count && t < tokens();
       const int mine = first + i - (own_z ? kRows : 0), row = share.begin + mine;
       Operands operands{}, operands_z{};
       if (kWithZ<kPhase> && first == 0) {
@@ -602,7 +603,9 @@ class Step {
         const bool own = mine < count;
         const int row = row_of(first), channel = channels.begin + row;
         const Head h = following;
-        if (channels.count > l.state.rows) following = load_head(w, row_of(first + count < channels.count ? first + count : 0));
+        if (channels.count > l.state.rows) {
+          following = load_head(w, row_of(first + count < channels.count ? first + count : 0));
+        }
         const float* small = at<float>(l.small) + t * small_stride(a);
         const float* B = small + h.B;
         const float* C = B + GN;

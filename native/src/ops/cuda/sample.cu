@@ -1,5 +1,5 @@
-// A cluster of blocks a row, one block where there are many rows, which walks it a few times: for the largest score, once
-// or twice for each filter that ends within the row, for the sum of what is left, and a warp's part of it for the token.
+// A cluster of blocks a row, one block where there are many rows, which walks it a few times: for the largest score,
+// once or twice for each filter that ends within the row, for the sum of what is left, and a warp's part of it for the token.
 // Nothing is sorted: a filter ends in one of 2,048 bins of scores, and only the keys in that bin are compared with each
 // other. Sums are of integers, so neither the order of atomic additions nor the number of threads or blocks changes a
 // result.
@@ -286,7 +286,8 @@ class Row {
     const int owned = kBins / static_cast<int>(blocks), mine = 2 * static_cast<int>(threadIdx.x);
     const int bin = static_cast<int>(rank) * owned + mine;
     uint64_t a = 0, b = 0;
-    for (unsigned block = 0; block < blocks && mine < owned; ++block) {
+#pragma unroll 8
+    for (unsigned block = 0; block < (mine < owned ? blocks : 0); ++block) {
       const auto two = [&](const uint32_t* of_bins) {
         return *reinterpret_cast<const uint2*>(of_block(of_bins, block) + bin);
       };
@@ -306,6 +307,7 @@ class Row {
     if (before < needed && running >= needed) {
       const bool in_a = before + a >= needed;
       Bin found{in_a ? bin : bin + 1, 0, in_a ? before : before + a};
+#pragma unroll 8
       for (unsigned block = 0; block < blocks; ++block) found.count += of_block(s.counts, block)[found.index];
       for (unsigned block = 0; block < blocks; ++block) *of_block(&s.found, block) = found;
       *of_block(&s.listed, 0) = 0;
