@@ -72,7 +72,7 @@ void to_host(void* to, const void* from, int64_t bytes, cudaStream_t stream) {
 // Bytes of workspace of a step.
 int64_t step_bytes(const Model& m, int64_t rows) {
   DecodeStepArgs fused;
-  if (m.decode_step_args(rows, &fused)) return align(decode_step_workspace(fused)) + rows * m.config.vocab_size * 4;
+  if (m.decode_step_args(rows, &fused)) return rows * m.config.vocab_size * 4;
   return Inputs(nullptr, rows, rows).bytes + activation_bytes(m, {nullptr, rows, rows, 1});
 }
 
@@ -96,8 +96,7 @@ void step(States& states, int64_t rows, int outputs, char* workspace) {
     fused.segments = staging.segments;
     fused.states = states.slot(0);
     fused.slot_stride = states.slot_stride();
-    fused.workspace = workspace;
-    fused.logits = outputs ? reinterpret_cast<float*>(workspace + align(decode_step_workspace(fused))) : nullptr;
+    fused.logits = outputs ? reinterpret_cast<float*>(workspace) : nullptr;
     decode_step(fused, stream);
     hand_out(states, rows, outputs, fused.logits, staging.logits);
     return;

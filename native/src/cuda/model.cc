@@ -159,6 +159,12 @@ Model::Model(Engine& engine_, const m4j::Model& host)
       decode_step_args(decode_tokens_, &args);
       if (decode_step_fits(args)) break;
     }
+    for (int64_t tokens = 1; tokens <= decode_tokens_; ++tokens) {
+      DecodeStepArgs args;
+      decode_step_args(tokens, &args);
+      DeviceBuffer& memory = decode_workspaces_.emplace_back(decode_step_workspace(args), "workspace", &engine.bytes);
+      check(cudaMemsetAsync(memory.data(), 0, static_cast<std::size_t>(memory.bytes()), engine.stream), "cudaMemset");
+    }
   }
   engine.wait();
 }
@@ -199,7 +205,9 @@ bool Model::decode_step_args(int64_t tokens, DecodeStepArgs* args) const {
            .layer_conv_state = c.layer_conv_state(),
            .layer_ssm_state = c.layer_ssm_state(),
            .logits = nullptr,
-           .workspace = nullptr};
+           .workspace = static_cast<std::size_t>(tokens) <= decode_workspaces_.size()
+                            ? decode_workspaces_[static_cast<std::size_t>(tokens) - 1].data()
+                            : nullptr};
   return true;
 }
 

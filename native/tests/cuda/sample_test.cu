@@ -78,6 +78,17 @@ TEST(CudaSample, ARowIsSampledAloneAsInABatch) {
   }
 }
 
+// From eight blocks a row to one, at lengths at which blocks and warps get unequal parts or none.
+TEST(CudaSample, RowsSharedByBlocks) {
+  Random random(m4j::test::run_seed());
+  for (const int64_t V : {4097, 8191, 16387, 24579, 50277, 65537}) {
+    for (const int64_t count : {1, 3, 16, 17, 33, 67}) {
+      const SampleProblem problem(count, V, random);
+      expect_same(run(problem.logits, V, problem.items(), V + count % 4), problem.expected(), problem);
+    }
+  }
+}
+
 // Filters that end among many equal or nearly equal scores: bins are divided until few keys are left in one.
 TEST(CudaSample, CrowdedBins) {
   Random random(m4j::test::run_seed());
@@ -98,16 +109,18 @@ TEST(CudaSample, CrowdedBins) {
 }
 
 TEST(CudaSample, LogitsThatAreNoNumbersAreNamed) {
-  std::vector<float> logits(5000, 1.0f);
-  logits[4321] = -INFINITY, logits[4322] = NAN;
-  for (const float temperature : {0.0f, 1.0f}) {
-    m4j_sampling s = m4j::test::random_sampling(temperature, 1), padded = s;
-    padded.candidates = 4321;
-    const auto results = run(logits, 5000, {sample_item(s, 0, 5000, false), sample_item(padded, 0, 5000, true), {}}, 5000);
-    EXPECT_EQ(results[0].token, -1 - 4321);
-    EXPECT_EQ(results[0].log_prob, -INFINITY);
-    EXPECT_GE(results[1].token, 0);
-    EXPECT_EQ(results[2].token, INT32_MIN);
+  for (const int64_t V : {5000, 50000}) {
+    std::vector<float> logits(static_cast<size_t>(V), 1.0f);
+    logits[4321] = -INFINITY, logits[4322] = NAN, logits.back() = INFINITY;
+    for (const float temperature : {0.0f, 1.0f}) {
+      m4j_sampling s = m4j::test::random_sampling(temperature, 1), padded = s;
+      padded.candidates = 4321;
+      const auto results = run(logits, V, {sample_item(s, 0, V, false), sample_item(padded, 0, V, true), {}}, V);
+      EXPECT_EQ(results[0].token, -1 - 4321);
+      EXPECT_EQ(results[0].log_prob, -INFINITY);
+      EXPECT_GE(results[1].token, 0);
+      EXPECT_EQ(results[2].token, INT32_MIN);
+    }
   }
 }
 

@@ -11,6 +11,7 @@ namespace m4j::cuda {
 
 constexpr int kThreads = kWarp * kWarps;
 constexpr int kMinStages = 4;  // of the ring
+constexpr int kTileBytes = 48 * 1024, kBytesOnTheWay = 80 * 1024;  // to a block, at most
 constexpr int kMaxConv = 4;    // d_conv
 constexpr int kSums = 128;     // of rows and tokens that a block adds up at a time, at most; a thread each
 constexpr int kLanes = 8;      // that share a channel of the scan, or a row of the SSD's state
@@ -21,12 +22,15 @@ constexpr int kMaxScanState = 2 * kLanes;  // d_state of the scan: two a lane
 constexpr int kMaxHandedOver = 4096;       // T E for several tokens: beyond it handing over takes longer than launches
 constexpr int kLayerWords = sizeof(DecodeLayer) / sizeof(uint64_t);
 
-// Vectors that blocks hand to each other; see exchange.cuh.
+// Vectors that blocks hand to each other; see exchange.cuh. There are two sets of them, which steps take in turn: no
+// packet of a step may be taken for one of the step before, so each clears what the next will use.
 struct Exchange {
-  Packet* x;      // [T, D] residual stream
-  Packet* u;      // Mamba-1: [T, E] output of the convolution
-  Packet* small;  // [T, small_size]
-  Packet* y;      // [T, E] gated output of the scan
+  Packet* x;        // [T, D] residual stream
+  Packet* u;        // Mamba-1: [T, E] output of the convolution
+  Packet* small;    // [T, small_size]
+  Packet* y;        // [T, E] gated output of the scan
+  int set;          // packets of a set: from a vector's place in the first to that in the second
+  unsigned* begun;  // blocks of the last two steps that have begun: 0 ... 2 gridDim.x - 1
 };
 
 // Where things lie in shared memory, in bytes, and how the ring of weights is divided.
@@ -34,17 +38,15 @@ struct SharedLayout {
   int slots, embeddings, products, rows, sums, squares, u, z, residual, small, fragments, barriers, ring;
   int warp_chunks;  // of fragments, for each warp
   int stages, stage_bytes;
-  // Rows of d_model or d_inner columns, rows of states: log2 of how many fill a stage, and how many are a tile.
-  struct Tiles {
-    int shift, rows;
-  } model, inner, state;
+  Tiles model, inner, state;  // of rows of d_model or d_inner columns, of rows of states
 };
 
 // This block's part of a matrix.
 struct Product {
   int matrix;               // place of its pointer in a DecodeLayer, in bytes
   int first, begin, count;  // first row of all blocks' part, then of this block's from there
-  int columns, shift, tile;
+  int columns;
+  Tiles tiles;
 };
 
 // What every block needs of a layer besides its own channels: dt, B, C of Mamba-1; B, C, dt of Mamba-2.
@@ -60,7 +62,8 @@ __host__ __device__ inline int tokens_shift(int tokens) { return tokens <= 2 ? t
 
 // Bytes of workspace.
 inline int64_t layout(const DecodeStepArgs& a, Exchange* e) {
-  int64_t used = 0;
+  constexpr int64_t kBegin = 256;
+  int64_t used = kBegin;
   const auto take = [&](int64_t elements) {
     auto* p = reinterpret_cast<Packet*>(static_cast<char*>(a.workspace) + used);
     used += (a.tokens * elements * static_cast<int64_t>(sizeof(Packet)) + 255) / 256 * 256;
@@ -70,7 +73,9 @@ inline int64_t layout(const DecodeStepArgs& a, Exchange* e) {
   e->u = take(a.mamba2 ? 0 : a.d_inner);
   e->small = take(small_size(a));
   e->y = take(a.d_inner);
-  return used;
+  e->set = static_cast<int>((used - kBegin) / static_cast<int64_t>(sizeof(Packet)));
+  e->begun = static_cast<unsigned*>(a.workspace);
+  return used + (used - kBegin);
 }
 
 struct Device {
@@ -119,9 +124,11 @@ inline SharedLayout shared_layout(const DecodeStepArgs& a, const Device& device)
   l.stages = std::min(kMaxStages, (device.shared_bytes - l.ring) / l.stage_bytes);
   if (l.stages < kMinStages) l.stages = 0;
   const auto tiles = [&](int pitch, int most) {
-    SharedLayout::Tiles t{0, most};
+    Tiles t{0, most, 1};
     while (t.shift < kMaxRowsShift && pitch << (t.shift + 1) <= l.stage_bytes) ++t.shift;
-    while (t.rows > 1 && t.rows > l.stages / 2 << t.shift) t.rows /= 2;  // half of the ring, a divisor of all passes
+    // A divisor of all passes, and no more than half of the ring.
+    while (t.rows > 1 && (t.rows > l.stages / 2 << t.shift || t.rows * pitch > kTileBytes)) t.rows /= 2;
+    t.ahead = std::max(1, kBytesOnTheWay / (t.rows * pitch));
     return t;
   };
   l.model = tiles(model, kTileRows);

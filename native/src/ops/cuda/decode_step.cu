@@ -27,9 +27,18 @@ class Step {
   __device__ Step(const DecodeStepArgs& args, const Exchange& exchange, const SharedLayout& shape, const Ring& weights,
                   char* shared)
       : a(args), e(exchange), l(shape), ring(weights), base(shared), channels(args.d_inner),
-        smalls(small_size(args)), outputs(args.d_model), model_slice(slice_of_warp(args.d_model, 1)),
-        inner_slice(slice_of_warp(args.d_inner, kMamba2 ? args.n_groups : 1)) {
+        smalls(small_size(args)), outputs(args.d_model), per_model(1.0f / static_cast<float>(args.d_model)),
+        per_group(static_cast<float>(kMamba2 ? args.n_groups : 1) / static_cast<float>(args.d_inner)),
+        model_slice(slice_of_warp(args.d_model, 1)), inner_slice(slice_of_warp(args.d_inner, kMamba2 ? args.n_groups : 1)) {
     const int tid = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+    // From the host's memory, the longest way.
+    int64_t slot = 0, id = 0;
+    if (tid < tokens()) {
+      slot = a.segments[tid].slot;
+      id = a.ids[tid];
+    }
+    const bool second = *static_cast<const volatile unsigned*>(e.begun) >= gridDim.x;
+    set = second ? e.set : 0;
     // Pointers of all layers: fetched one by one they would cost each phase a trip to memory.
     auto* to = reinterpret_cast<uint64_t*>(base);
     const auto* from = reinterpret_cast<const uint64_t*>(a.layers);
@@ -45,14 +54,18 @@ class Step {
       }
     }
     if (tid < tokens()) {
-      at<float*>(l.slots)[tid] = a.states + a.segments[tid].slot * a.slot_stride;
-      at<const W*>(l.embeddings)[tid] =
-          static_cast<const W*>(a.embedding) + static_cast<int64_t>(a.ids[tid]) * a.d_model;
+      at<float*>(l.slots)[tid] = a.states + slot * a.slot_stride;
+      at<const W*>(l.embeddings)[tid] = static_cast<const W*>(a.embedding) + id * a.d_model;
+    }
+#pragma unroll 1
+    for (int i = static_cast<int>(blockIdx.x) * threads + tid; i < e.set; i += static_cast<int>(gridDim.x) * threads) {
+      e.x[i + (second ? 0 : e.set)] = 0;
     }
     // What is multiplied with the columns that fill up a chunk must be a number.
 #pragma unroll 1
     for (int i = tid; i < kWarps * tokens() * stride() / 4; i += threads) at<float>(l.fragments)[i] = 0;
     __syncthreads();
+    if (tid == 0) atomicInc(e.begun, 2 * gridDim.x - 1);
   }
 
   // The warp that fetches.
@@ -70,22 +83,40 @@ class Step {
       }
 #pragma unroll 1
       for (int phase = last ? kHead : 0; phase <= (last ? kHead : kOut); ++phase) {
-        const Product& p = at<Product>(l.products)[phase];
-        const int row_bytes = p.columns * static_cast<int>(sizeof(W));
-        const char* place = reinterpret_cast<const char*>(layers + layer) + p.matrix;
-        const char* matrix = last ? static_cast<const char*>(a.lm_head) : *reinterpret_cast<const char* const*>(place);
-        ring.fetch(ring_at, ring_free, matrix + static_cast<int64_t>(p.first + p.begin) * row_bytes, row_bytes, p.count,
-                   p.shift, p.tile);
-        if (kMamba2 && phase == kZ) {
-#pragma unroll 1
-          for (int t = 0; t < tokens(); ++t) {
-            const float* from = ssm_state(t, layer) + static_cast<int64_t>(channels.begin) * a.d_state;
-            ring.fetch(ring_at, ring_free, reinterpret_cast<const char*>(from), a.d_state * 4, channels.count,
-                       l.state.shift, l.state.rows);
-          }
+        if (!kMamba2 || phase != kX) {
+          fetch_rows(layer, phase, 0, at<Product>(l.products)[phase].count);
+        } else {
+          fetch_x_z_states(layer);
+          phase = kZ;
         }
       }
     }
+  }
+
+  // Mamba-2, in the order in which product<kX>() and ssd() read them.
+  __device__ void fetch_x_z_states(int layer) {
+#pragma unroll 1
+    for (int first = 0; first < channels.count; first += kPassRows<kX>) {
+      const int count = min(kPassRows<kX>, channels.count - first);
+      fetch_rows(layer, kX, first, count);
+      fetch_rows(layer, kZ, first, count);
+    }
+#pragma unroll 1
+    for (int t = 0; t < tokens(); ++t) {
+      const float* from = ssm_state(t, layer) + static_cast<int64_t>(channels.begin) * a.d_state;
+      ring.fetch(ring_at, ring_free, reinterpret_cast<const char*>(from), a.d_state * 4, channels.count, l.state);
+    }
+  }
+
+  // Of the block's rows of a product.
+  __device__ void fetch_rows(int layer, int phase, int first, int count) {
+    const Product& p = at<Product>(l.products)[phase];
+    const int row_bytes = p.columns * static_cast<int>(sizeof(W));
+    const char* place = reinterpret_cast<const char*>(layers + layer) + p.matrix;
+    const char* matrix =
+        phase == kHead ? static_cast<const char*>(a.lm_head) : *reinterpret_cast<const char* const*>(place);
+    const char* from = matrix + static_cast<int64_t>(p.first + p.begin + first) * row_bytes;
+    ring.fetch(ring_at, ring_free, from, row_bytes, count, p.tiles);
   }
 
   // The warps that compute.
@@ -94,10 +125,17 @@ class Step {
 #pragma unroll 1
     for (int layer = 0; layer < a.n_layer; ++layer) {
       const DecodeLayer& w = layers[layer];
-      if constexpr (kMamba2) product<kSmall>(w, layer);
-      product<kX>(w, layer);
-      product<kZ>(w, layer);
-      if constexpr (!kMamba2) product<kSmall>(w, layer);
+      if constexpr (kMamba2) {
+        const int tid = static_cast<int>(threadIdx.x), row = tid >> shift(), t = tid & ((1 << shift()) - 1);
+        const bool own = row < min(kPassRows<kX>, channels.count) && t < tokens();
+        early = own ? load_operands<kX>(w, layer, channels.begin + row, t) : Operands{};
+        product<kSmall>(w, layer);
+        product<kX>(w, layer);
+      } else {
+        product<kX>(w, layer);
+        product<kZ>(w, layer);
+        product<kSmall>(w, layer);
+      }
       if (channels.count > 0) {
         if constexpr (kMamba2) {
           ssd(w, layer);
@@ -127,16 +165,16 @@ class Step {
     const int E = a.d_inner, D = a.d_model;
     constexpr int kInProj = offsetof(DecodeLayer, in_proj);
     switch (phase) {
-      case kX: return {kInProj, first_row(kX), channels.begin, channels.count, D, l.model.shift, l.model.rows};
-      case kZ: return {kInProj, first_row(kZ), channels.begin, channels.count, D, l.model.shift, l.model.rows};
+      case kX: return {kInProj, first_row(kX), channels.begin, channels.count, D, l.model};
+      case kZ: return {kInProj, first_row(kZ), channels.begin, channels.count, D, l.model};
       case kSmall:
-        if (kMamba2) return {kInProj, first_row(kSmall), smalls.begin, smalls.count, D, l.model.shift, l.model.rows};
-        return {offsetof(DecodeLayer, x_proj), 0, smalls.begin, smalls.count, E, l.inner.shift, l.inner.rows};
+        if (kMamba2) return {kInProj, first_row(kSmall), smalls.begin, smalls.count, D, l.model};
+        return {offsetof(DecodeLayer, x_proj), 0, smalls.begin, smalls.count, E, l.inner};
       case kOut:
-        return {offsetof(DecodeLayer, out_proj), 0, outputs.begin, outputs.count, E, l.inner.shift, l.inner.rows};
+        return {offsetof(DecodeLayer, out_proj), 0, outputs.begin, outputs.count, E, l.inner};
       default: {
         const Share share(a.vocab_size);
-        return {0, 0, share.begin, share.count, D, l.model.shift, l.model.rows};
+        return {0, 0, share.begin, share.count, D, l.model};
       }
     }
   }
@@ -222,6 +260,12 @@ class Step {
   template <int kPhase>
   static constexpr bool kNormed = !kInner<kPhase> || kMamba2;
 
+  // Rows whose sums all meet at a time. In Mamba-2, those of x take z's along.
+  template <int kPhase>
+  static constexpr bool kWithZ = kMamba2 && kPhase == kX;
+  template <int kPhase>
+  static constexpr int kPassRows = kSums / (kTokens == 1 ? 1 : kMaxDecodeTokens) / (kTokens == 1 || kWithZ<kPhase> ? 2 : 1);
+
   // Rows of one product, their sums handed over, stored, or kept for the scan.
   template <int kPhase>
   __device__ void product(const DecodeLayer& w, int layer) {
@@ -232,29 +276,39 @@ class Step {
     if (share.count == 0) return;
     const int tid = static_cast<int>(threadIdx.x), warp = tid / kWarp, t = tid & ((1 << shift()) - 1);
     const Slice& slice = kInner<kPhase> ? inner_slice : model_slice;
-    const SharedLayout::Tiles& tiles = kInner<kPhase> ? l.inner : l.model;
+    const Tiles& tiles = kInner<kPhase> ? l.inner : l.model;
     const int row_bytes = (kInner<kPhase> ? a.d_inner : a.d_model) * static_cast<int>(sizeof(W));
-    const int pass_rows = kTokens == 1 ? 64 : 32;
+    constexpr int kRows = kPassRows<kPhase>;
 #pragma unroll 1
-    for (int first = 0; first < share.count; first += pass_rows) {
-      const int count = min(pass_rows, share.count - first);
-      const int mine = first + (tid >> shift()), row = share.begin + mine;
-      const bool own = tid < count << shift() && t < tokens();
-      Operands operands{};
-      if (own) operands = load_operands<kPhase>(w, layer, row, t);
+    for (int first = 0; first < share.count; first += kRows) {
+      const int count = min(kRows, share.count - first), i = tid >> shift();
+      const bool own = i < count && t < tokens();
+      const bool own_z = kWithZ<kPhase> && i >= kRows && i < kRows + count && t < tokens();
+      const int mine = first + i - (own_z ? kRows : 0), row = share.begin + mine;
+      Operands operands{}, operands_z{};
+      if (kWithZ<kPhase> && first == 0) {
+        operands = early;
+      } else if (own) {
+        operands = load_operands<kPhase>(w, layer, row, t);
+      }
+      if (own_z) operands_z = load_operands<kZ>(w, layer, row, t);
       float squares[kTokens] = {};
       // x and z read the same vector, and so do B, C, dt of Mamba-2.
-      const bool fresh = first == 0 && kPhase != kZ && !(kMamba2 && kPhase == kX && smalls.count > 0);
+      const bool fresh = first == 0 && kPhase != kZ && !(kWithZ<kPhase> && smalls.count > 0);
       if (fresh) receive_vector<kPhase>(w, layer, squares);
       float* sums = at<float>(l.sums) + sums_buffer * kWarps * kSums;
-      multiply<W, (kTokens + 1) / 2>(ring, ring_at, slice, fragments(), stride(), tokens(), shift(), count, row_bytes,
-                                     tiles.shift, tiles.rows, sums + warp * kSums);
+#pragma unroll 1
+      for (int part = 0; part <= static_cast<int>(kWithZ<kPhase>); ++part) {
+        multiply<W, (kTokens + 1) / 2>(ring, ring_at, slice, fragments(), stride(), tokens(), shift(), count, row_bytes,
+                                       tiles.shift, tiles.rows, sums + warp * kSums + (part * kRows << shift()));
+      }
       if (kNormed<kPhase> && fresh) {
         buffer ^= 1;
         store_squares(squares);
       }
       block_barrier();
       if (own) finish<kPhase>(layer, mine, row, t, total<kPhase>(sums + tid, t), operands);
+      if (own_z) finish<kZ>(layer, mine, row, t, total<kPhase>(sums + tid, t), operands_z);
       sums_buffer ^= 1;
     }
   }
@@ -264,7 +318,7 @@ class Step {
     constexpr bool kStream = !kInner<kPhase>;  // the residual stream
     const float* norm = kPhase == kHead ? a.norm_f : kStream ? w.norm : kMamba2 ? w.mixer_norm : nullptr;
     if (kStream && kPhase != kHead && layer == 0) return receive_embedding(norm, model_slice, squares);
-    receive<W, kTokens>(kStream ? e.x : kPhase == kOut ? e.y : e.u, kStream ? a.d_model : a.d_inner,
+    receive<W, kTokens>((kStream ? e.x : kPhase == kOut ? e.y : e.u) + set, kStream ? a.d_model : a.d_inner,
                         static_cast<unsigned>(kStream ? layer : layer + 1), norm, kNormed<kPhase> ? kScale : 1,
                         kStream ? model_slice : inner_slice, tokens(), fragments(), stride(), squares);
   }
@@ -302,8 +356,9 @@ class Step {
   __device__ float total(const float* sums, int t) const {
     const float* squares = at<float>(l.squares) + buffer * kWarps * kMaxDecodeTokens + t;
     const int groups = kMamba2 && kPhase == kOut ? a.n_groups : 1;
-    const auto part = [&](float sum, float square, int size) {
-      return kNormed<kPhase> ? sum * rsqrtf(square / static_cast<float>(size) + a.norm_eps) * (1 / kScale) : sum;
+    const auto part = [&](float sum, float square) {
+      const float per = kInner<kPhase> ? per_group : per_model;
+      return kNormed<kPhase> ? sum * rsqrtf(fmaf(square, per, a.norm_eps)) * (1 / kScale) : sum;
     };
     float sum = 0, square = 0;
     if (groups == 1) {
@@ -312,7 +367,7 @@ class Step {
         sum += sums[w * kSums];
         if (kNormed<kPhase>) square += squares[w * kMaxDecodeTokens];
       }
-      return part(sum, square, kInner<kPhase> ? a.d_inner : a.d_model);
+      return part(sum, square);
     }
     float result = 0;
 #pragma unroll 1
@@ -320,7 +375,7 @@ class Step {
       sum += sums[w * kSums];
       square += squares[w * kMaxDecodeTokens];
       if ((w + 1) % warps_of_group(groups) != 0) continue;
-      result += part(sum, square, a.d_inner / groups);
+      result += part(sum, square);
       sum = square = 0;
     }
     return result;
@@ -382,13 +437,13 @@ class Step {
     } else if constexpr (kPhase == kZ) {
       at<float>(l.z)[i] = v;
     } else if constexpr (kPhase == kX) {
-      if (!kMamba2) publish(e.u + t * a.d_inner + row, v, tag);
+      if (!kMamba2) publish(e.u + set + t * a.d_inner + row, v, tag);
       at<float>(l.u)[i] = v;
     } else if constexpr (kPhase == kSmall) {
-      publish(e.small + t * small_size(a) + row, v, tag);
+      publish(e.small + set + t * small_size(a) + row, v, tag);
     } else {
       v += at<float>(l.residual)[i];
-      publish(e.x + t * a.d_model + row, v, tag);
+      publish(e.x + set + t * a.d_model + row, v, tag);
       at<float>(l.residual)[i] = v;
     }
   }
@@ -404,7 +459,7 @@ class Step {
       for (int i = static_cast<int>(threadIdx.x); i < size; i += kThreads) {
         Packet v;
         do {
-          v = look(e.small + t * size + i);
+          v = look(e.small + set + t * size + i);
         } while (!has_tag(v, static_cast<unsigned>(layer) + 1));
         at<float>(l.small)[t * small_stride(a) + i] = value_of(v);
       }
@@ -463,21 +518,25 @@ class Step {
     const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
     const int j = lane % kLanes, mine = lane / kLanes, last = channels.count - 1;
     const int begin = channels.begin + min(warp * kRowsOfWarp + mine, last);
-    Channel c = load_channel(w, begin);
+    Channel following = load_channel(w, begin);
     float states[2];
     load_states(states, 0, layer, begin);
     receive_small(layer);
     for (int first = warp * kRowsOfWarp; first < channels.count; first += kWarps * kRowsOfWarp) {
       const bool own = first + mine < channels.count;
       const int row = min(first + mine, last), channel = channels.begin + row;
-      if (first >= kWarps * kRowsOfWarp) {
-        c = load_channel(w, channel);
-        load_states(states, 0, layer, channel);
-      }
+      const bool more = first + kThreads / kLanes < channels.count;
+      const int next = channels.begin + min(first + kThreads / kLanes + mine, last);
+      const Channel c = following;
+      if (more) following = load_channel(w, next);
 #pragma unroll 1
       for (int t = 0; t < tokens(); ++t) {
         const float h0[2] = {states[0], states[1]};
-        if (t + 1 < tokens()) load_states(states, t + 1, layer, channel);
+        if (t + 1 < tokens()) {
+          load_states(states, t + 1, layer, channel);
+        } else if (more) {
+          load_states(states, 0, layer, next);
+        }
         const float* dt = at<float>(l.small) + t * small_stride(a);
         const float *B = dt + R, *C = B + N;
         float dt_factor = 1, B_factor = 1, C_factor = 1;
@@ -511,7 +570,7 @@ class Step {
         }
         y = row_sum(y);
         if (own && j == 0) {
-          publish(e.y + t * E + channel, fmaf(c.D, u, y) * silu(z), static_cast<unsigned>(layer) + 1);
+          publish(e.y + set + t * E + channel, fmaf(c.D, u, y) * silu(z), static_cast<unsigned>(layer) + 1);
         }
       }
     }
@@ -533,7 +592,8 @@ class Step {
     const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
     const int j = lane % kLanes;
     const int mine = warp * kRowsOfWarp + lane / kLanes;
-    Head h = load_head(w, min(mine, min(l.state.rows, channels.count) - 1));
+    const auto row_of = [&](int first) { return first + min(mine, min(l.state.rows, channels.count - first) - 1); };
+    Head following = load_head(w, row_of(0));
     receive_small(layer);
 #pragma unroll 1
     for (int t = 0; t < tokens(); ++t) {
@@ -541,8 +601,11 @@ class Step {
       for (int first = 0; first < channels.count; first += l.state.rows) {
         const int count = min(l.state.rows, channels.count - first);
         const bool own = mine < count;
-        const int row = first + min(mine, count - 1), channel = channels.begin + row;
-        if (t + first > 0) h = load_head(w, row);
+        const int row = row_of(first), channel = channels.begin + row;
+        const Head h = following;
+        if (channels.count > l.state.rows) {
+          following = load_head(w, row_of(first + count < channels.count ? first + count : 0));
+        }
         const float* small = at<float>(l.small) + t * small_stride(a);
         const float* B = small + h.B;
         const float* C = B + GN;
@@ -567,7 +630,9 @@ class Step {
         }
         ring.release(ring_at, count, l.state.shift);
         y = row_sum(y);
-        if (own && j == 0) publish(e.y + t * E + channel, fmaf(h.D, x, y) * silu(z), static_cast<unsigned>(layer) + 1);
+        if (own && j == 0) {
+          publish(e.y + set + t * E + channel, fmaf(h.D, x, y) * silu(z), static_cast<unsigned>(layer) + 1);
+        }
       }
     }
   }
@@ -578,10 +643,13 @@ class Step {
   const Ring& ring;
   char* const base;  // of shared memory
   const Share channels, smalls, outputs;
+  const float per_model, per_group;  // 1 / columns of what is normed together
   const Slice model_slice, inner_slice;
   const DecodeLayer* layers;
+  int set;  // of packets, of this step
   RingPosition ring_at;
   unsigned ring_free = static_cast<unsigned>(ring.stages);  // of the warp that fetches
+  Operands early;  // of Mamba-2's rows of x, whose product has nothing to wait for
   int buffer = 0, sums_buffer = 0;  // of squares and sums: a warp may be a product ahead of those who still add up
 };
 
@@ -610,8 +678,6 @@ void launch(DecodeStepArgs a, cudaStream_t stream) {
   SharedLayout shape = shared_layout(a, device);
   const int bytes = shape.ring + shape.stages * shape.stage_bytes;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "decode_step");
-  // No packet of this step may be taken for one of the last.
-  check(cudaMemsetAsync(a.workspace, 0, static_cast<std::size_t>(decode_step_workspace(a)), stream), "decode_step");
   Exchange exchange;
   layout(a, &exchange);
   void* arguments[] = {&a, &exchange, &shape};

@@ -47,7 +47,7 @@ struct DecodeStepArgs {
   float* states;            // of slot 0: conv windows of all layers, then SSM states of all layers
   int64_t slot_stride, conv_state, layer_conv_state, layer_ssm_state;  // floats
   float* logits;            // [T, V], or null: states only
-  void* workspace;          // decode_step_workspace bytes
+  void* workspace;          // decode_step_workspace bytes: zeros before the first step of so many tokens, then left alone
 };
 
 constexpr int kMaxDecodeTokens = 4;

@@ -10,6 +10,7 @@ namespace m4j::cuda {
 constexpr int kChunk = 32;      // columns that four lanes take together
 constexpr int kTileRows = 16;   // of a product, at most
 constexpr int kFragment = 128;  // bytes of a chunk of one vector
+constexpr int kPiece = 64;      // bytes of a row that a warp multiplies at a time
 
 // The columns [begin, begin + size) that a warp takes. The warps are shared out to `groups` equal parts of the vector:
 // warps_of_group(groups) for each, the rest has nothing to do.
@@ -79,52 +80,88 @@ __device__ void multiply_piece(const uint4& a, const uint2& x, float (&sum)[4]) 
   }
 }
 
+// Where a warp's part of a tile lies: for each lane its 16 bytes of the upper and the lower eight rows, and its column of
+// each pair of vectors.
+template <int kPairs>
+struct Operand {
+  const char *upper, *lower, *x[kPairs];
+};
+
+// sum += kCount pieces of 64 bytes of each row from piece `first` on. `inside`: what the lane reads of them exists; what
+// lies behind may be no number.
+template <typename W, int kPairs, bool kTwo, int kCount>
+__device__ void add_pieces(const Operand<kPairs>& from, int first, int pairs, float (&sum)[2][2][kPairs][4],
+                           bool inside = true) {
+  constexpr int kStep = kFragment / (kChunk * static_cast<int>(sizeof(W)) / kPiece);
+  uint4 a[kCount] = {}, b[kCount] = {};
+  uint2 v[kCount][kPairs] = {};
+#pragma unroll
+  for (int j = 0; j < kCount; ++j) {
+    if (!inside) continue;
+    a[j] = *reinterpret_cast<const uint4*>(from.upper + (first + j) * kPiece);
+    if (kTwo) b[j] = *reinterpret_cast<const uint4*>(from.lower + (first + j) * kPiece);
+#pragma unroll
+    for (int pair = 0; pair < kPairs; ++pair) {
+      if (pair < pairs) v[j][pair] = *reinterpret_cast<const uint2*>(from.x[pair] + (first + j) * kStep);
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < kCount; ++j) {
+#pragma unroll
+    for (int pair = 0; pair < kPairs; ++pair) {
+      if (pair >= pairs) break;
+      multiply_piece<W>(a[j], v[j][pair], sum[0][j % 2][pair]);
+      if (kTwo) multiply_piece<W>(b[j], v[j][pair], sum[1][j % 2][pair]);
+    }
+  }
+}
+
+template <typename W, int kPairs, bool kTwo>
+__device__ void add_slice(const Operand<kPairs>& from, const Slice& slice, int pairs, float (&sum)[2][2][kPairs][4]) {
+  const int bytes = slice.size * static_cast<int>(sizeof(W)), whole = bytes / kPiece;
+  int i = 0;
+#pragma unroll 1
+  for (; i + 4 <= whole; i += 4) add_pieces<W, kPairs, kTwo, 4>(from, i, pairs, sum);
+  if (whole & 2) {
+    add_pieces<W, kPairs, kTwo, 2>(from, i, pairs, sum);
+    i += 2;
+  }
+  if (whole & 1) add_pieces<W, kPairs, kTwo, 1>(from, i++, pairs, sum);
+  if (i * kPiece < bytes) {
+    add_pieces<W, kPairs, kTwo, 1>(from, i, pairs, sum, i * kPiece + static_cast<int>(threadIdx.x) % 4 * 16 < bytes);
+  }
+}
+
 // The warp's part of the products of the next `rows` rows of the ring, `tile` at a time, with vectors that lie `stride`
 // bytes apart in shared memory; sums[row << tokens_shift | token].
 template <typename W, int kPairs>
 __device__ void multiply(const Ring& ring, RingPosition& at, const Slice& slice, const char* fragments, int stride,
                          int tokens, int tokens_shift, int rows, int row_bytes, int shift, int tile, float* sums) {
-  // 64 bytes of a row, of which a lane has 16, and what they are multiplied with.
-  constexpr int kPiece = 64, kPieces = kChunk * static_cast<int>(sizeof(W)) / kPiece, kStep = kFragment / kPieces;
-  constexpr int kAhead = 4;  // pieces loaded before the first is used
   const int lane = static_cast<int>(threadIdx.x) % kWarp, r = lane / 4, c = lane % 4;
   const int pitch = row_pitch(row_bytes), offset = slice.begin * static_cast<int>(sizeof(W)) + c * 16;
-  const int pieces = slice.chunks * kPieces;
-  const int bytes = slice.size * static_cast<int>(sizeof(W)) - c * 16;  // from the lane's first on
-  const char* x = fragments + r / 4 * stride + (sizeof(W) == 2 ? r % 2 * (kFragment / 2) : 0) + c * 16 + r / 2 % 2 * 8;
+  const int pairs = kPairs == 1 ? 1 : (tokens + 1) / 2;
+  Operand<kPairs> from;
+#pragma unroll
+  for (int pair = 0; pair < kPairs; ++pair) {
+    const int t = min(2 * pair + r / 4, tokens - 1);  // the columns of a vector that there is not are not looked at
+    from.x[pair] = fragments + t * stride + (sizeof(W) == 2 ? r % 2 * (kFragment / 2) : 0) + c * 16 + r / 2 % 2 * 8;
+  }
 #pragma unroll 1
   for (int first = 0; first < rows; first += tile) {
     const int count = min(tile, rows - first);
-    const char* upper = ring.row(at, min(r, count - 1), pitch, shift) + offset;
-    const char* lower = ring.row(at, min(r + 8, count - 1), pitch, shift) + offset;
+    from.upper = ring.row(at, min(r, count - 1), pitch, shift) + offset;
+    from.lower = ring.row(at, min(r + 8, count - 1), pitch, shift) + offset;
     float sum[2][2][kPairs][4] = {};  // of alternating pieces, so that one product need not wait for the last
     ring.wait(at);
-#pragma unroll 1
-    for (int i = 0; i < pieces; i += kAhead) {
-#pragma unroll
-      for (int j = 0; j < kAhead; ++j) {
-        uint4 a = {}, b = {};
-        const bool inside = (i + j) * kPiece < bytes;  // what lies behind may be no number
-        if (inside) {
-          a = *reinterpret_cast<const uint4*>(upper + (i + j) * kPiece);
-          b = *reinterpret_cast<const uint4*>(lower + (i + j) * kPiece);
-        }
-#pragma unroll
-        for (int pair = 0; pair < kPairs; ++pair) {
-          if (2 * pair >= tokens) break;
-          uint2 v = {};
-          if (inside && 2 * pair + r / 4 < tokens) {
-            v = *reinterpret_cast<const uint2*>(x + 2 * pair * stride + (i + j) * kStep);
-          }
-          multiply_piece<W>(a, v, sum[0][j % 2][pair]);
-          multiply_piece<W>(b, v, sum[1][j % 2][pair]);
-        }
-      }
+    if (count > 8) {
+      add_slice<W, kPairs, true>(from, slice, pairs, sum);
+    } else {
+      add_slice<W, kPairs, false>(from, slice, pairs, sum);
     }
     ring.release(at, count, shift);
 #pragma unroll
     for (int pair = 0; pair < kPairs; ++pair) {
-      if (2 * pair >= tokens) break;
+      if (pair >= pairs) break;
       const int t = 2 * pair + c / 2;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {

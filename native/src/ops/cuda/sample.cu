@@ -1,9 +1,10 @@
-// One block a row, which it walks a few times: for the largest score, once or twice for each filter that ends within the
-// row, for the sum of what is left, and a warp's part of it for the token. Nothing is sorted: a filter ends in one of
-// 2,048 bins of scores, and only the keys in that bin are compared with each other. Sums are of integers, so neither the
-// order of atomic additions nor the number of threads changes a result.
-#include <climits>
-
+// A cluster of blocks a row, one block where there are many rows, which walks it a few times: for the largest score,
+// once or twice for each filter that ends within the row, for the sum of what is left, and a warp's part of it for the token.
+// Nothing is sorted: a filter ends in one of 2,048 bins of scores, and only the keys in that bin are compared with each
+// other. Sums are of integers, so neither the order of atomic additions nor the number of threads or blocks changes a
+// result.
+#include "ops/cuda/chain.cuh"
+#include "ops/cuda/cluster.cuh"
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/vec.cuh"
 #include "ops/sampling.h"
@@ -13,23 +14,37 @@ namespace {
 
 constexpr int kWarps = 32;
 constexpr int kThreads = kWarp * kWarps;
+constexpr unsigned kMaxBlocks = 8;  // of a row
 constexpr int kVec = 4;     // logits of a load
 constexpr int kAtOnce = 4;  // loads in flight
 constexpr int kBinBits = 11;
 constexpr int kBins = 1 << kBinBits;
 constexpr float kBinsOfOne = kBins / 41.0f;  // bins of a factor of 2 in weight, which ends at 2^-40
 constexpr int kListed = 512;                 // keys that are compared with each other
+constexpr int kComparers = 4;                // lanes that compare a key with the others
 constexpr int kCrowd = 8;                    // lanes with one bin that add up before they count
+constexpr uint64_t kNoNumber = uint64_t{0xffffffff} << 32;  // above all keys of numbers
+
+struct Listed {
+  uint64_t key, weight;
+};
+
+// A bin, how many keys of the row are in it, and how many come before or what those weigh.
+struct Bin {
+  int index;
+  uint32_t count;
+  uint64_t before;
+};
 
 struct Shared {
   SampleItem item;
   uint32_t counts[kBins];
   uint32_t low[kBins], high[kBins];  // halves of sums of weights: the hardware adds 32 bits
-  uint64_t keys[kListed], weights[kListed];
-  uint64_t partials[kWarps];
-  uint64_t before;  // of the bin found
+  uint64_t partials[kWarps], of_blocks[2][kMaxBlocks];
+  Bin found;
   uint64_t least;
-  int bin, listed;
+  Listed list[kListed];  // of the first block, for all
+  int listed;
 };
 
 __device__ uint64_t add(uint64_t a, uint64_t b) { return a + b; }
@@ -57,20 +72,20 @@ class Row {
  public:
   __device__ Row(Shared& shared, uint32_t* recent, const float* logits)
       : s(shared), item(shared.item), recent_(recent), x(logits), n(static_cast<int>(item.candidates)),
-        lane(threadIdx.x % kWarp), warp(threadIdx.x / kWarp) {
+        lane(threadIdx.x % kWarp), warp(threadIdx.x / kWarp), blocks(cluster_blocks()), rank(cluster_rank()) {
     // Loads begin at multiples of 16 bytes; those that reach over an end of the row are taken apart.
     lead = static_cast<int>(reinterpret_cast<uintptr_t>(x) / sizeof(float) % kVec);
-    const int vectors = (n + lead + kVec - 1) / kVec, share = (vectors + kWarps - 1) / kWarps;
-    begin = min(warp * share, vectors);
+    const int vectors = (n + lead + kVec - 1) / kVec, warps = static_cast<int>(blocks) * kWarps;
+    const int share = (vectors + warps - 1) / warps;
+    begin = min((static_cast<int>(rank) * kWarps + warp) * share, vectors);
     end = min(begin + share, vectors);
     mark_recent();
   }
 
   __device__ void sample(SampleResult* result) {
     uint64_t best = 0, largest_logit_key = 0;
-    int bad = INT_MAX;
-    find_largest(best, largest_logit_key, bad);
-    if (bad != INT_MAX) return write_by_first(result, {-1 - bad, x[bad]});
+    find_largest(best, largest_logit_key);
+    if (best >= kNoNumber) return write_by_first(result, {-1 - id_of_key(best), x[id_of_key(best)]});
     largest = score_of_key(best);
     const bool greedy = item.scale == 0;
     if (greedy && item.log_prob == 0) return write_by_first(result, {id_of_key(best), 0});
@@ -116,6 +131,7 @@ class Row {
       }
 #pragma unroll
       for (int u = 0; u < kAtOnce; ++u) {
+        if (v + u * kWarp >= end) return;
         const int vector = v + u * kWarp + lane;
         if (body(vector < end ? vector * kVec - lead : n, logits[u])) return;
       }
@@ -132,30 +148,57 @@ class Row {
     });
   }
 
+  // The values of all blocks: [blocks]. All threads meet; what was returned two calls ago is overwritten.
+  __device__ const uint64_t* exchange(uint64_t of_this_block) {
+    uint64_t* const values = s.of_blocks[turn];
+    turn ^= 1;
+    if (threadIdx.x < blocks) *of_block(values + rank, threadIdx.x) = of_this_block;
+    cluster_meet();
+    return values;
+  }
+
+  // Of all threads of the row.
   template <typename Op>
-  __device__ uint64_t block_reduce(uint64_t v, Op op) {
+  __device__ uint64_t reduce(uint64_t v, Op op) {
     v = warp_reduce(v, op);
     if (lane == 0) s.partials[warp] = v;
     __syncthreads();
-    v = warp_reduce(s.partials[lane], op);
-    __syncthreads();
+    const uint64_t* values = exchange(warp_reduce(s.partials[lane], op));
+    v = values[0];
+    for (unsigned b = 1; b < blocks; ++b) v = op(v, values[b]);
     return v;
   }
 
-  __device__ void find_largest(uint64_t& best, uint64_t& largest_logit_key, int& bad) {
+  // What the warps up to this one add up to, of all of the row; `v` is the warp's. `total` is what all do.
+  __device__ uint64_t running_sum_of_warps(uint64_t v, uint64_t& total) {
+    if (lane == 0) s.partials[warp] = v;
+    __syncthreads();
+    const uint64_t of_warps = warp_running_sum(s.partials[lane]);
+    uint64_t running = __shfl_sync(~0u, of_warps, warp);
+    const uint64_t* values = exchange(__shfl_sync(~0u, of_warps, kWarps - 1));
+    total = 0;
+    for (unsigned b = 0; b < blocks; ++b) {
+      if (b < rank) running += values[b];
+      total += values[b];
+    }
+    return running;
+  }
+
+  // The largest key, or kNoNumber and the key of the first logit that is none.
+  __device__ void find_largest(uint64_t& best, uint64_t& largest_logit_key) {
     float top = -INFINITY, top_logit = -INFINITY;
     int top_id = 0;
+    uint64_t bad = 0;
     for_each([&](int id, float logit, bool exists) {
       if (!exists) return;
-      if (!is_finite_number(logit)) bad = min(bad, id);
+      if (!is_finite_number(logit)) bad = larger(bad, kNoNumber | (0xffffffffu - static_cast<uint32_t>(id)));
       const float v = score(id, logit);
       if (v > top) top = v, top_id = id;
       top_logit = fmaxf(top_logit, flushed(logit));
     });
-    bad = static_cast<int>(block_reduce(static_cast<uint64_t>(bad), smaller));
-    best = block_reduce(top == -INFINITY ? 0 : sample_key(top, top_id), larger);
+    best = reduce(larger(bad, top == -INFINITY ? 0 : sample_key(top, top_id)), larger);
     largest_logit_key = best;
-    if (item.n_recent > 0) largest_logit_key = block_reduce(top_logit == -INFINITY ? 0 : sample_key(top_logit, 0), larger);
+    if (item.n_recent > 0) largest_logit_key = reduce(top_logit == -INFINITY ? 0 : sample_key(top_logit, 0), larger);
   }
 
   // Everything there is to know of a token.
@@ -180,9 +223,9 @@ class Row {
     for (;;) {
       count(bin_of);
       if (!find_bin(shift < 0, by_count, needed)) return least;
-      const int bin = s.bin;
-      needed -= s.before;
-      if (s.counts[bin] <= kListed) return compare_listed(bin_of, bin, by_count, needed);
+      const int bin = s.found.index;
+      needed -= s.found.before;
+      if (s.found.count <= kListed) return compare_listed(bin_of, bin, by_count, needed);
       if (shift < 0) {
         uint64_t low = ~uint64_t{0}, high = 0;
         for_each([&](int id, float logit, bool exists) {
@@ -190,18 +233,18 @@ class Row {
           if (!exists || bin_of(t) != bin) return;
           low = smaller(low, t.key), high = larger(high, t.key);
         });
-        first = block_reduce(low, smaller);
-        last = block_reduce(high, larger);
+        first = reduce(low, smaller);
+        last = reduce(high, larger);
       } else {
         last -= static_cast<uint64_t>(bin) << shift;
         const uint64_t low = last - ((uint64_t{1} << shift) - 1);
         first = low > last ? first : larger(first, low);
-        __syncthreads();  // all have read what count() clears
       }
       shift = max(0, 64 - __clzll(static_cast<long long>(last - first)) - kBinBits);
     }
   }
 
+  // Each block counts what it walks over.
   template <typename BinOf>
   __device__ void count(BinOf&& bin_of) {
     for (int i = static_cast<int>(threadIdx.x); i < kBins; i += kThreads) s.counts[i] = s.low[i] = s.high[i] = 0;
@@ -226,7 +269,7 @@ class Row {
         add_to_bin(bin, 1, t.weight);
       }
     });
-    __syncthreads();
+    cluster_meet();
   }
 
   __device__ void add_to_bin(int bin, uint32_t count, uint64_t weight) {
@@ -238,53 +281,64 @@ class Row {
   }
 
   // The bin at which the running sum reaches `needed`, which the first time follows from the total; false if all stay.
+  // Each block adds up a range of bins over all blocks, and the one that finds the bin tells the others.
   __device__ bool find_bin(bool first_time, bool by_count, uint64_t& needed) {
-    const auto value = [&](int bin) -> uint64_t {
-      return by_count ? s.counts[bin] : static_cast<uint64_t>(s.high[bin]) << 32 | s.low[bin];
-    };
-    const int bin = 2 * static_cast<int>(threadIdx.x);
-    const uint64_t a = value(bin), b = value(bin + 1);
-    uint64_t running = warp_running_sum(a + b);
-    if (lane == kWarp - 1) s.partials[warp] = running;
-    __syncthreads();
-    const uint64_t of_warps = warp_running_sum(s.partials[lane]);
-    const uint64_t total = __shfl_sync(~0u, of_warps, kWarps - 1), up_to_warp = __shfl_sync(~0u, of_warps, warp);
-    running += up_to_warp - s.partials[warp];
+    const int owned = kBins / static_cast<int>(blocks), mine = 2 * static_cast<int>(threadIdx.x);
+    const int bin = static_cast<int>(rank) * owned + mine;
+    uint64_t a = 0, b = 0;
+#pragma unroll 8
+    for (unsigned block = 0; block < (mine < owned ? blocks : 0); ++block) {
+      const auto two = [&](const uint32_t* of_bins) {
+        return *reinterpret_cast<const uint2*>(of_block(of_bins, block) + bin);
+      };
+      const uint2 low = two(by_count ? s.counts : s.low), high = by_count ? uint2{} : two(s.high);
+      a += static_cast<uint64_t>(high.x) << 32 | low.x;
+      b += static_cast<uint64_t>(high.y) << 32 | low.y;
+    }
+    const uint64_t running_in_warp = warp_running_sum(a + b);
+    const uint64_t of_warp = __shfl_sync(~0u, running_in_warp, kWarp - 1);
+    uint64_t total = 0;
+    const uint64_t running = running_sum_of_warps(of_warp, total) - of_warp + running_in_warp;
     if (first_time) {
       needed = by_count ? static_cast<uint64_t>(item.top_k) : enough_weight(total, item.top_p);
-      if (total <= needed) {
-        __syncthreads();
-        return false;
-      }
+      if (total <= needed) return false;
     }
     const uint64_t before = running - a - b;
     if (before < needed && running >= needed) {
       const bool in_a = before + a >= needed;
-      s.bin = in_a ? bin : bin + 1;
-      s.before = in_a ? before : before + a;
-      s.listed = 0;
+      Bin found{in_a ? bin : bin + 1, 0, in_a ? before : before + a};
+#pragma unroll 8
+      for (unsigned block = 0; block < blocks; ++block) found.count += of_block(s.counts, block)[found.index];
+      for (unsigned block = 0; block < blocks; ++block) *of_block(&s.found, block) = found;
+      *of_block(&s.listed, 0) = 0;
     }
-    __syncthreads();
+    cluster_meet();
     return true;
   }
 
   template <typename BinOf>
   __device__ uint64_t compare_listed(BinOf&& bin_of, int bin, bool by_count, uint64_t needed) {
+    Listed* const list = of_block(s.list, 0);
+    int* const listed = of_block(&s.listed, 0);
     for_each([&](int id, float logit, bool exists) {
       const Token t = token(id, logit);
-      if (!exists || bin_of(t) != bin) return;
-      const int i = atomicAdd(&s.listed, 1);
-      s.keys[i] = t.key;
-      s.weights[i] = by_count ? 1 : t.weight;
+      if (exists && bin_of(t) == bin) list[atomicAdd(listed, 1)] = {t.key, by_count ? 1 : t.weight};
     });
-    __syncthreads();
-    const int i = static_cast<int>(threadIdx.x);
-    if (i < s.listed) {
+    cluster_meet();
+    const int count = rank == 0 ? s.listed : 0;
+    for (int first = 0; first < count; first += kThreads / kComparers) {
+      const int i = first + static_cast<int>(threadIdx.x) / kComparers;
+      const Listed mine = s.list[min(i, count - 1)];
       uint64_t before = 0;
-      for (int j = 0; j < s.listed; ++j) before += s.keys[j] > s.keys[i] ? s.weights[j] : 0;
-      if (before < needed && before + s.weights[i] >= needed) s.least = s.keys[i];
+#pragma unroll 4
+      for (int j = lane % kComparers; j < count; j += kComparers) before += s.list[j].key > mine.key ? s.list[j].weight : 0;
+#pragma unroll
+      for (int lanes = kComparers / 2; lanes > 0; lanes /= 2) before += __shfl_xor_sync(~0u, before, lanes);
+      if (i < count && lane % kComparers == 0 && before < needed && before + mine.weight >= needed) {
+        for (unsigned block = 0; block < blocks; ++block) *of_block(&s.least, block) = mine.key;
+      }
     }
-    __syncthreads();
+    cluster_meet();
     return s.least;
   }
 
@@ -302,20 +356,17 @@ class Row {
         all += sample_weight(sample_exponent(flushed(logit), largest_logit, kNaturalScale));
       }
     });
-    if (item.log_prob != 0) all = block_reduce(all, add);
+    if (item.log_prob != 0) all = reduce(all, add);
     const auto finish = [&](int id) {
       *result = {id, item.log_prob != 0 ? sample_log_prob(flushed(x[id]), largest_logit, all) : 0};
     };
     if (greedy) {
-      if (threadIdx.x == 0) finish(id_of_key(least));
+      if (rank == 0 && threadIdx.x == 0) finish(id_of_key(least));
       return;
     }
     kept = warp_reduce(kept, add);
-    if (lane == 0) s.partials[warp] = kept;
-    __syncthreads();
-    const uint64_t of_warps = warp_running_sum(s.partials[lane]);
-    const uint64_t target = high_product(__shfl_sync(~0u, of_warps, kWarps - 1), item.random);
-    uint64_t before = __shfl_sync(~0u, of_warps, warp) - kept;
+    uint64_t total = 0, before = running_sum_of_warps(kept, total) - kept;
+    const uint64_t target = high_product(total, item.random);
     if (before > target || before + kept <= target) return;
     walk([&](int id, const float (&logits)[kVec]) {
       uint64_t mine[kVec], sum = 0;
@@ -336,8 +387,8 @@ class Row {
     });
   }
 
-  __device__ static void write_by_first(SampleResult* to, SampleResult result) {
-    if (threadIdx.x == 0) *to = result;
+  __device__ void write_by_first(SampleResult* to, SampleResult result) const {
+    if (rank == 0 && threadIdx.x == 0) *to = result;
   }
 
   Shared& s;
@@ -345,7 +396,9 @@ class Row {
   uint32_t* const recent_;  // a bit for each id that is penalised
   const float* const x;
   const int n, lane, warp;
-  int lead, begin, end;  // of the warp's vectors
+  const unsigned blocks, rank;  // of the row, of this block among them
+  int lead, begin, end;         // of the warp's vectors
+  int turn = 0;                 // of s.of_blocks
   float largest;         // score
 };
 
@@ -353,13 +406,25 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const __grid_constant_
   __shared__ Shared shared;
   extern __shared__ uint32_t recent[];
   constexpr int kWords = sizeof(SampleItem) / sizeof(uint32_t);
+  const unsigned row = blockIdx.x / cluster_blocks();
   if (threadIdx.x < kWords) {
-    reinterpret_cast<uint32_t*>(&shared.item)[threadIdx.x] =
-        reinterpret_cast<const uint32_t*>(a.items + blockIdx.x)[threadIdx.x];
+    reinterpret_cast<uint32_t*>(&shared.item)[threadIdx.x] = reinterpret_cast<const uint32_t*>(a.items + row)[threadIdx.x];
   }
-  __syncthreads();
+  cluster_meet();
+  wait_for_previous();
   if (shared.item.candidates == 0) return;
-  Row(shared, recent, a.logits + shared.item.row * a.ld_logits).sample(a.results + blockIdx.x);
+  Row(shared, recent, a.logits + shared.item.row * a.ld_logits).sample(a.results + row);
+}
+
+// Blocks of a row: as many as there is room for, while each thread has a load of its own.
+unsigned blocks_of_row(const SampleArgs& a) {
+  if (!can_wait(reinterpret_cast<const void*>(sample_kernel))) return 1;
+  const int64_t room = device_attribute(cudaDevAttrMultiProcessorCount);
+  unsigned blocks = 1;
+  while (2 * blocks <= kMaxBlocks && 2 * blocks * a.count <= room && a.vocab_size > int64_t{blocks} * kThreads * kVec) {
+    blocks *= 2;
+  }
+  return blocks;
 }
 
 }  // namespace
@@ -367,8 +432,13 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const __grid_constant_
 void sample(const SampleArgs& a, cudaStream_t stream) {
   const int bytes = static_cast<int>((a.vocab_size + 31) / 32 * 4);
   check(cudaFuncSetAttribute(sample_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "sample");
-  sample_kernel<<<static_cast<unsigned>(a.count), kThreads, static_cast<size_t>(bytes), stream>>>(a);
-  check_launch("sample");
+  const unsigned blocks = blocks_of_row(a);
+  launch_kernel("sample", sample_kernel,
+                {.blocks = static_cast<unsigned>(a.count) * blocks,
+                 .threads = kThreads,
+                 .shared_bytes = static_cast<std::size_t>(bytes),
+                 .cluster = blocks},
+                stream, a);
 }
 
 }  // namespace m4j::cuda

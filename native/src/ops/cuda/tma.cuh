@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "ops/cuda/cluster.cuh"
 #include "ops/cuda/wgmma.cuh"
 
 namespace m4j::cuda {
@@ -39,11 +40,6 @@ __device__ inline void fetch_once(uint32_t to, const CUtensorMap& map, int colum
       "[%4], %5;" ::"r"(to),
       "l"(&map), "r"(column), "r"(row), "r"(barrier), "l"(policy)
       : "memory");
-}
-
-// __syncthreads() of all blocks of the cluster.
-__device__ inline void cluster_meet() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
 // Eight numbers of block `rank` of the cluster, from the same place of its shared memory as `address` in this one's.

@@ -42,6 +42,13 @@ __device__ inline void prefetch(const void* p, int64_t bytes) {
 // bytes of each of two rows meet no bank twice.
 __host__ __device__ inline int row_pitch(int row_bytes) { return (row_bytes + 63) / 128 * 128 + 64; }
 
+// How rows of one length are fetched: log2 of the rows of a stage, rows of a tile at most, and how many tiles may be on
+// their way. What has been asked for and not come delays all that comes after it, what blocks hand to each other too: no
+// more than keeps the memory busy.
+struct Tiles {
+  int shift, rows, ahead;
+};
+
 // The next stage and tile, and how many stages lie behind.
 struct RingPosition {
   int stage = 0;
@@ -75,21 +82,22 @@ struct Ring {
     return data + stage * stage_bytes + (row & ((1 << shift) - 1)) * pitch;
   }
 
-  // By the fetching warp: `rows` rows that lie one after the other in memory, as tiles of `tile` rows. The stages up to
-  // `free` of all stages of the step are known to be free.
-  __device__ void fetch(RingPosition& at, unsigned& free, const char* from, int row_bytes, int rows, int shift,
-                        int tile) const {
+  // By the fetching warp: `rows` rows that lie one after the other in memory. The stages up to `free` of all stages of
+  // the step are known to be free.
+  __device__ void fetch(RingPosition& at, unsigned& free, const char* from, int row_bytes, int rows,
+                        const Tiles& tiles) const {
 #if __CUDA_ARCH__ >= 900
     const int lane = static_cast<int>(threadIdx.x) % kWarp, pitch = row_pitch(row_bytes);
 #pragma unroll 1
-    for (int first = 0; first < rows; first += tile) {
-      const int count = min(tile, rows - first), taken = stages_of(count, shift);
+    for (int first = 0; first < rows; first += tiles.rows) {
+      const int count = min(tiles.rows, rows - first), taken = stages_of(count, tiles.shift);
       while (static_cast<int>(at.passed + taken - free) > 0) {
         unsigned back = 0;
         const uint32_t place = shared_address(handed_back + min(lane, kWarps - 1));
         asm volatile("ld.acquire.cta.shared.u32 %0, [%1];" : "=r"(back) : "r"(place) : "memory");
         free = at.passed - __reduce_max_sync(~0u, at.passed - back) + static_cast<unsigned>(stages);
       }
+      if (at.tile >= static_cast<unsigned>(tiles.ahead)) wait({0, at.tile - static_cast<unsigned>(tiles.ahead), 0});
       const uint32_t barrier = shared_address(full + at.tile % kMaxStages);
       if (lane == 0) {
         asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(count * row_bytes)
@@ -98,7 +106,7 @@ struct Ring {
       __syncwarp();
       if (lane < count) {
         asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                         shared_address(row(at, lane, pitch, shift))),
+                         shared_address(row(at, lane, pitch, tiles.shift))),
                      "l"(from + static_cast<int64_t>(first + lane) * row_bytes), "r"(row_bytes), "r"(barrier)
                      : "memory");
       }
@@ -107,7 +115,7 @@ struct Ring {
 #endif
   }
 
-  // By a whole warp: until the next tile is there.
+  // By a whole warp: until that tile is there.
   __device__ void wait(const RingPosition& at) const {
 #if __CUDA_ARCH__ >= 900
     asm volatile(
