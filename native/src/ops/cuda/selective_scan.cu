@@ -10,6 +10,7 @@
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/math.cuh"
 #include "ops/cuda/selective_scan_tiles.cuh"
+#include "ops/cuda/state_type.cuh"
 #include "ops/cuda/vec.cuh"
 
 namespace m4j::cuda {
@@ -18,8 +19,8 @@ namespace {
 using namespace scan;
 
 // [N, E] at `states`: the team's part of it, zeros where there is no state or channel.
-template <typename S>
-__device__ void load_states(const SelectiveScanArgs& a, const Place<S>& at, const float* states, bool pairs,
+template <typename S, typename V>
+__device__ void load_states(const SelectiveScanArgs& a, const Place<S>& at, const V* states, bool pairs,
                             float (&h)[S::per_lane][2]) {
 #pragma unroll
   for (int i = 0; i < S::per_lane; ++i) {
@@ -30,14 +31,31 @@ __device__ void load_states(const SelectiveScanArgs& a, const Place<S>& at, cons
   }
 }
 
-template <typename S>
-__device__ void store_states(const SelectiveScanArgs& a, const Place<S>& at, float* states, bool pairs,
+template <typename S, typename V>
+__device__ void store_states(const SelectiveScanArgs& a, const Place<S>& at, V* states, bool pairs,
                              const float (&h)[S::per_lane][2]) {
 #pragma unroll
   for (int i = 0; i < S::per_lane; ++i) {
     const int n = S::state(at.lane, i);
-    store_pair(states + n * a.d_inner + at.channel, h[i][0], h[i][1], n < a.d_state ? at.owned : 0, pairs);
+    store_pair(states + n * a.d_inner + at.channel, to_float(to_state<V>(h[i][0])), to_float(to_state<V>(h[i][1])),
+               n < a.d_state ? at.owned : 0, pairs);
   }
+}
+
+// Those of the sequence's slot.
+template <typename S>
+__device__ void load_slot(const SelectiveScanArgs& a, const Place<S>& at, bool pairs, float (&h)[S::per_lane][2]) {
+  with_states(a.states, a.state_type, [&](const auto* states) {
+    load_states<S>(a, at, states + at.tokens.slot * a.slot_stride, pairs, h);
+  });
+}
+
+template <typename S>
+__device__ void store_slot(const SelectiveScanArgs& a, const Place<S>& at, bool pairs,
+                           const float (&h)[S::per_lane][2]) {
+  with_states(a.states, a.state_type, [&](auto* states) {
+    store_states<S>(a, at, states + at.tokens.slot * a.slot_stride, pairs, h);
+  });
 }
 
 // A in units of log2, for exp2.
@@ -161,7 +179,7 @@ __global__ void __launch_bounds__(kThreads, S::resident)
   float* ends = chunks.ends + (at.segment * chunks.count + at.chunk) * a.d_state * a.d_inner;
   if (at.chunk == 0) {
     float before[S::per_lane][2];
-    load_states<S>(a, at, a.states + at.tokens.slot * a.slot_stride, pairs, before);
+    load_slot<S>(a, at, pairs, before);
     store_states<S>(a, at, ends, pairs, before);
   }
   store_states<S>(a, at, ends + a.d_state * a.d_inner, pairs, h);
@@ -187,9 +205,8 @@ __global__ void __launch_bounds__(kThreads, S::resident)
   load_channels(a.D, at.channel, at.owned, D);
   let_next_start();
   wait_for_previous();
-  float* state = a.states + at.tokens.slot * a.slot_stride;
   if (at.chunk == 0 && at.last_chunk()) {
-    load_states<S>(a, at, state, pairs, h);
+    load_slot<S>(a, at, pairs, h);
   } else {
     // The slot's state belongs to the block of the last chunk, which replaces it; others have a copy.
     const float* ends = chunks.ends + at.segment * chunks.count * a.d_state * a.d_inner;
@@ -277,12 +294,12 @@ __global__ void __launch_bounds__(kThreads, S::resident)
     }
     __syncwarp();  // steps are read before they are overwritten
   }
-  if (at.last_chunk()) store_states<S>(a, at, state, pairs, h);
+  if (at.last_chunk()) store_slot<S>(a, at, pairs, h);
 }
 
 // Decode: one token of each segment; a thread is one channel with its states, of several segments so that A is read
 // less often.
-template <typename T>
+template <typename T, typename V>
 __global__ void __launch_bounds__(kThreads)
     step_kernel(const __grid_constant__ SelectiveScanArgs a, unsigned row_blocks, unsigned segments, bool quads) {
   constexpr int kStates = 16;  // in registers
@@ -302,7 +319,7 @@ __global__ void __launch_bounds__(kThreads)
   let_next_start();
   for (int64_t s = first; s < end; ++s) {
     const Segment segment = a.segments.items[s];
-    float* h = a.states + segment.slot * a.slot_stride + e;
+    V* h = static_cast<V*>(a.states) + segment.slot * a.slot_stride + e;
     const T* B = static_cast<const T*>(a.B) + segment.row * a.ld_bc + group * a.d_state;
     const T* C = static_cast<const T*>(a.C) + segment.row * a.ld_bc + group * a.d_state;
     const auto prepare = [&](float& delta, float& u) {
@@ -310,7 +327,8 @@ __global__ void __launch_bounds__(kThreads)
       delta = to_float(static_cast<const T*>(a.delta)[segment.row * a.ld_delta + e]) + bias;
       if (a.delta_softplus) delta = softplus(delta);
     };
-    float y = 0, delta, u, hs[kStates];
+    float y = 0, delta, u;
+    V hs[kStates];
     if (in_registers) {
 #pragma unroll
       for (int n = 0; n < kStates; ++n) hs[n] = h[n * a.d_inner];
@@ -327,17 +345,19 @@ __global__ void __launch_bounds__(kThreads)
       prepare(delta, u);
 #pragma unroll
       for (int n = 0; n < kStates; ++n) {
-        hs[n] = fmaf(exp2_fast(delta * A[n]), hs[n], delta * u * Bs[n / 4][n % 4]);
-        y = fmaf(Cs[n / 4][n % 4], hs[n], y);
-        h[n * a.d_inner] = hs[n];
+        const float h_n = fmaf(exp2_fast(delta * A[n]), to_float(hs[n]), delta * u * Bs[n / 4][n % 4]);
+        y = fmaf(Cs[n / 4][n % 4], h_n, y);
+        h[n * a.d_inner] = to_state<V>(h_n);
       }
     } else {
       prepare(delta, u);
 #pragma unroll 8
       for (int64_t n = 0; n < a.d_state; ++n) {
-        float& h_n = h[n * a.d_inner];
-        h_n = fmaf(exp2_fast(delta * (a.A[n * a.d_inner + e] * kLog2e)), h_n, delta * u * to_float(B[n]));
+        V& stored = h[n * a.d_inner];
+        const float h_n = fmaf(exp2_fast(delta * (a.A[n * a.d_inner + e] * kLog2e)), to_float(stored),
+                               delta * u * to_float(B[n]));
         y = fmaf(to_float(C[n]), h_n, y);
+        stored = to_state<V>(h_n);
       }
     }
     y = fmaf(D, u, y);
@@ -375,8 +395,10 @@ void selective_scan(const SelectiveScanArgs& a, cudaStream_t stream) {
     const int64_t segments = std::clamp<int64_t>(a.segments.count * row_blocks / kEnoughBlocks, 1, kMostSegments);
     const unsigned blocks = row_blocks * static_cast<unsigned>(ceil_div(a.segments.count, segments));
     with_element_type(a.dtype, [&]<typename T>(T) {
-      launch_kernel("selective_scan", step_kernel<T>, {.blocks = blocks, .threads = kThreads}, stream, a, row_blocks,
-                    static_cast<unsigned>(segments), quads);
+      with_state_type(a.state_type, [&]<typename V>(V) {
+        launch_kernel("selective_scan", step_kernel<T, V>, {.blocks = blocks, .threads = kThreads}, stream, a,
+                      row_blocks, static_cast<unsigned>(segments), quads);
+      });
     });
     return;
   }
