@@ -1,8 +1,9 @@
 // m4j-gpu-bench-models: whole models with random weights on a GPU, driven through the C ABI like a user's: prefill and
 // decode, logits handed to the host included, each beside the time in which the card can read what the work needs.
 //
-//   m4j-gpu-bench-models [--bf16-states] [--decode N,N,...] [MODEL...]
+//   m4j-gpu-bench-models [--f32] [--bf16-states] [--decode N,N,...] [MODEL...]
 //
+// --f32 takes weights, and so activations, of float32 instead of bfloat16;
 // --bf16-states measures each model again with states in bfloat16, and how far its logits are from those of float32;
 // --decode measures steps of these batches and nothing else.
 #include <cuda_runtime.h>
@@ -137,6 +138,7 @@ void compare_states(const char* name, RandomModel& narrow, RandomModel& wide) {
 }
 
 struct Options {
+  int32_t dtype = M4J_BF16;
   bool bfloat16_states = false;
   std::vector<int64_t> decode;  // empty: the usual batches, and prefill
   std::vector<std::string> models;
@@ -171,8 +173,8 @@ void measure_model(const char* name, RandomModel& model, const Options& options,
   }
 }
 
-void run(const Shape& shape, int32_t dtype, const Options& options, double bandwidth, double flops) {
-  RandomModel model(shape, dtype, 1, nullptr, 0);
+void run(const Shape& shape, const Options& options, double bandwidth, double flops) {
+  RandomModel model(shape, options.dtype, 1, nullptr, 0);
   measure_model(shape.name, model, options, bandwidth, flops);
   if (!options.bfloat16_states) return;
   RandomModel narrow(model, 1, nullptr, 0, M4J_BF16);
@@ -187,6 +189,8 @@ Options parse(int argc, char** argv) {
     const std::string arg = argv[i];
     if (arg == "--bf16-states") {
       options.bfloat16_states = true;
+    } else if (arg == "--f32") {
+      options.dtype = M4J_F32;
     } else if (arg == "--decode" && i + 1 < argc) {
       for (const char* p = argv[++i]; *p != 0;) {
         char* end = nullptr;
@@ -197,7 +201,7 @@ Options parse(int argc, char** argv) {
         p = *end == ',' ? end + 1 : end;
       }
     } else if (arg.rfind("--", 0) == 0) {
-      throw std::runtime_error("unknown option " + arg + " (only --bf16-states, --decode N,N)");
+      throw std::runtime_error("unknown option " + arg + " (only --f32, --bf16-states, --decode N,N)");
     } else {
       options.models.push_back(arg);
     }
@@ -220,7 +224,7 @@ int main(int argc, char** argv) {
     for (const std::string& name : options.models) {
       const Shape* shape = find_shape(name);
       if (shape == nullptr) throw std::runtime_error("no shape is called " + name);
-      run(*shape, M4J_BF16, options, bandwidth, kFlops);
+      run(*shape, options, bandwidth, kFlops);
     }
   } catch (const std::exception& e) {
     std::fprintf(stderr, "m4j-gpu-bench-models: %s\n", e.what());

@@ -177,8 +177,7 @@ TEST_P(CudaModel, StatesMove) {
 TEST_P(CudaModel, Bfloat16States) {
   TinyModel narrow(GetParam(), run_seed());
   narrow.config.state_type = M4J_BF16;
-  const EnginePtr engine = make_gpu_engine();
-  Side wide(engine, tiny), gpu(engine, narrow);
+  Side wide(make_gpu_engine(), tiny), gpu(make_gpu_engine(), narrow);
   const auto conv = static_cast<int64_t>(4 * m4j_model_conv_state_size(wide.model.get()));
   EXPECT_EQ(m4j_model_state_bytes(gpu.model.get()) - conv, (m4j_model_state_bytes(wide.model.get()) - conv) / 2);
   EXPECT_EQ(m4j_slot_export_size(gpu.model.get()), m4j_slot_export_size(wide.model.get()));
@@ -209,8 +208,7 @@ TEST_P(CudaModel, Bfloat16States) {
 TEST_P(CudaModel, SnapshotsOfBfloat16States) {
   TinyModel narrow(GetParam(), run_seed());
   narrow.config.state_type = M4J_BF16;
-  const EnginePtr engine = make_gpu_engine();
-  Side wide(engine, tiny), gpu(engine, narrow);
+  Side wide(make_gpu_engine(), tiny), gpu(make_gpu_engine(), narrow);
   const m4j_slot wide_slot = take(wide.states), back = take(wide.states), slot = take(gpu.states), other = take(gpu.states);
   advance(wide.states, {wide_slot}, sequences({41}), V);
   const auto move = [&](const StatesPtr& from, m4j_slot source, const StatesPtr& to, m4j_slot target) {

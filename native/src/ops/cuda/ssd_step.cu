@@ -6,7 +6,6 @@
 #include "ops/cuda/state_type.cuh"
 #include "ops/cuda/vec.cuh"
 
-#include <cstdlib>
 namespace m4j::cuda {
 namespace {
 
@@ -142,9 +141,6 @@ void ssd_step(const SsdArgs& a, cudaStream_t stream) {
       if (a.d_state <= 32) return launch<T, S, 4, 1, 4, true>(a, stream);
       if (a.d_state <= 64) return launch<T, S, kWidth, 2 / kMore, 2 * kMore, true>(a, stream);
       if (a.d_state > 128) return launch<T, S, kWidth, 4 / kMore, 1, false>(a, stream);
-      if (const char* rows = getenv("M4J_ROWS"); rows != nullptr && kMore == 2) {
-        return rows[0] == '2' ? launch<T, S, kWidth, 4 / kMore, 2, true>(a, stream) : launch<T, S, kWidth, 4 / kMore, 1, true>(a, stream);
-      }
       few ? launch<T, S, kWidth, 4 / kMore, 1, true>(a, stream)
           : launch<T, S, kWidth, 4 / kMore, 2 * kMore, true>(a, stream);
     });

@@ -59,7 +59,7 @@ class StateTypeTest {
       assertEquals(wide.fingerprint(), model.fingerprint());
       Random random = new Random(1);
       for (int length : new int[] {40, 1, 1, 3, 1, 70, 1}) {
-        int[] ids = random.ints(length, 0, model.config().vocabSize()).toArray();
+        int[] ids = random.ints(length, 0, Math.toIntExact(model.config().vocabSize())).toArray();
         expected.advance(ids);
         session.advance(ids);
         again.advance(ids);
@@ -104,7 +104,7 @@ class StateTypeTest {
       int[] text = new int[4000];
       var options = SamplingOptions.random(1, 7);
       try (Session writer = wide.newSession()) {
-        Sampler sampler = new Sampler(options, wide.config().vocabSize());
+        Sampler sampler = new Sampler(options, Math.toIntExact(wide.config().vocabSize()));
         text[0] = 0;
         for (int i = 1; i < text.length; i++) {
           text[i] = writer.next(sampler, text[i - 1]);
