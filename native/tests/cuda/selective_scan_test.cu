@@ -135,6 +135,34 @@ TEST_F(CudaSelectiveScan, OneTokenOfEachSegment) {
   }
 }
 
+// Many sequences: a thread takes two channels, and gives what it gives to one sequence alone.
+TEST_F(CudaSelectiveScan, OneTokenOfManySegments) {
+  const int64_t count = 150, d_inner = 1024;
+  const Ragged batch(std::vector<int64_t>(count, 1), random);
+  for (const auto& [d_state, n_groups] : {std::pair<int64_t, int64_t>{16, 1}, {16, 2}, {20, 1}}) {
+    for (DType dtype : kDTypes) {
+      for (bool narrow : {false, true}) {
+        SCOPED_TRACE(name_of(dtype) + ", N " + std::to_string(d_state) + ", G " + std::to_string(n_groups) +
+                     (narrow ? ", bf16 states" : ""));
+        const Problem wide(random, dtype, batch, d_inner, d_state, n_groups);
+        const Problem problem = narrow ? wide.with_bfloat16_states() : wide;
+        const Outputs actual = problem.run(batch), exact = problem.expected(batch);
+        expect_close(actual.out, exact.out, tolerance_of(dtype));
+        expect_close(actual.state, exact.state, narrow ? kRoundedStates : 1e-5);
+        const int64_t i = random.ids(1, count)[0], slot = batch.items[static_cast<size_t>(i)].slot;
+        Problem alone = problem;
+        alone.tokens = alone.slots = 1;
+        for (auto v : {&Problem::u, &Problem::delta, &Problem::z}) alone.*v = part_of(problem.*v, d_inner, i);
+        for (auto v : {&Problem::B, &Problem::C}) alone.*v = part_of(problem.*v, problem.bc_cols(), i);
+        alone.states = part_of(problem.states, problem.state_floats(), slot);
+        const Outputs solo = alone.run(Ragged({{0, 1, 0}}, 1));
+        expect_same_bits(solo.out, part_of(actual.out, d_inner, i));
+        expect_same_bits(solo.state, part_of(actual.state, problem.state_floats(), slot));
+      }
+    }
+  }
+}
+
 // Outputs are those of float32 states; states are rounded once, in chunks too.
 TEST_F(CudaSelectiveScan, Bfloat16States) {
   for (const std::vector<int64_t>& lengths : {std::vector<int64_t>(19, 1), {1, 37, 2, 301, 16, 5}, {3000, 129}}) {

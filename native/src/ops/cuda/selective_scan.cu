@@ -4,7 +4,6 @@
 // Where sequences x channels are too few to fill the GPU, time is cut into chunks: one launch finds what each chunk
 // adds to the state, a second walks all chunks at once, each from the state that the ones before it leave.
 #include <algorithm>
-#include <cstdlib>
 
 #include "ops/cuda/chain.cuh"
 #include "ops/cuda/cuda_ops.h"
@@ -423,9 +422,7 @@ void selective_scan(const SelectiveScanArgs& a, cudaStream_t stream) {
   const bool pairs = has_pairs(a), quads = has_quads(a);
   if (a.segments.longest == 1) {
     constexpr int64_t kEnoughPairs = 64 * 1024;  // to fill the GPU with half the threads
-    const char* force = getenv("M4J_PAIRS");
-    bool two = pairs && a.segments.count * a.d_inner / 2 >= kEnoughPairs && a.state_type == DType::kBF16;
-    if (force != nullptr) two = pairs && force[0] == '1';
+    const bool two = pairs && a.segments.count * a.d_inner / 2 >= kEnoughPairs;
     with_element_type(a.dtype, [&]<typename T>(T) {
       with_state_type(a.state_type, [&]<typename V>(V) {
         two ? launch_step<T, V, 2>(a, quads, stream) : launch_step<T, V, 1>(a, quads, stream);
