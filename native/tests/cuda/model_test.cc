@@ -2,6 +2,8 @@
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "ops/half.h"
 #include "support/api_test.h"
 
@@ -181,6 +183,9 @@ TEST_P(CudaModel, Bfloat16States) {
   const auto conv = static_cast<int64_t>(4 * m4j_model_conv_state_size(wide.model.get()));
   EXPECT_EQ(m4j_model_state_bytes(gpu.model.get()) - conv, (m4j_model_state_bytes(wide.model.get()) - conv) / 2);
   EXPECT_EQ(m4j_slot_export_size(gpu.model.get()), m4j_slot_export_size(wide.model.get()));
+  // Each layer's state has been rounded so many times, each time by less than 4e-3 of its norm.
+  constexpr int kSteps = 20;
+  const double allowed = 4e-3 * std::sqrt(kSteps) * static_cast<double>(tiny.config.n_layer) + tolerance();
   for (int64_t count = 1; count <= 6; ++count) {
     std::vector<m4j_slot> wide_slots, slots, again;
     for (int64_t i = 0; i < count; ++i) {
@@ -188,17 +193,17 @@ TEST_P(CudaModel, Bfloat16States) {
       slots.push_back(take(gpu.states));
       again.push_back(take(gpu.states));
     }
-    for (int step = 0; step < 20; ++step) {
+    for (int step = 0; step < kSteps; ++step) {
       const std::vector<Tokens> input = sequences(std::vector<int64_t>(static_cast<size_t>(count), step == 0 ? 70 : 1));
       const auto expected = advance(wide.states, wide_slots, input, V), actual = advance(gpu.states, slots, input, V);
       EXPECT_EQ(advance(gpu.states, again, input, V), actual);
       for (size_t i = 0; i < input.size(); ++i) {
-        EXPECT_LT(relative_error(actual[i], {expected[i].begin(), expected[i].end()}), 2e-2 + tolerance());
+        EXPECT_LT(relative_error(actual[i], {expected[i].begin(), expected[i].end()}), allowed);
       }
     }
     for (size_t i = 0; i < slots.size(); ++i) {
       const StateCopy state = read_state(gpu.states, slots[i], tiny), exact = read_state(wide.states, wide_slots[i], tiny);
-      EXPECT_LT(relative_error(state.ssm, {exact.ssm.begin(), exact.ssm.end()}), 2e-2 + tolerance());
+      EXPECT_LT(relative_error(state.ssm, {exact.ssm.begin(), exact.ssm.end()}), allowed);
       EXPECT_EQ(read_state(gpu.states, again[i], tiny), state);
     }
   }

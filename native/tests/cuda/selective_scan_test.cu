@@ -135,7 +135,7 @@ TEST_F(CudaSelectiveScan, OneTokenOfEachSegment) {
   }
 }
 
-// Many sequences: a thread takes two channels, and gives what it gives to one sequence alone.
+// A thread takes some of many sequences, and gives what it gives to one alone.
 TEST_F(CudaSelectiveScan, OneTokenOfManySegments) {
   const int64_t count = 150, d_inner = 1024;
   const Ragged batch(std::vector<int64_t>(count, 1), random);

@@ -421,11 +421,9 @@ int64_t selective_scan_workspace(int64_t d_inner, int64_t d_state, const Segment
 void selective_scan(const SelectiveScanArgs& a, cudaStream_t stream) {
   const bool pairs = has_pairs(a), quads = has_quads(a);
   if (a.segments.longest == 1) {
-    constexpr int64_t kEnoughPairs = 64 * 1024;  // to fill the GPU with half the threads
-    const bool two = pairs && a.segments.count * a.d_inner / 2 >= kEnoughPairs;
     with_element_type(a.dtype, [&]<typename T>(T) {
       with_state_type(a.state_type, [&]<typename V>(V) {
-        two ? launch_step<T, V, 2>(a, quads, stream) : launch_step<T, V, 1>(a, quads, stream);
+        pairs ? launch_step<T, V, 2>(a, quads, stream) : launch_step<T, V, 1>(a, quads, stream);
       });
     });
     return;

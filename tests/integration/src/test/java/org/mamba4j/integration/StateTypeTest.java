@@ -57,6 +57,8 @@ class StateTypeTest {
       long convBytes = 4 * session.convState().size();
       assertEquals((wide.stateBytes() - convBytes) / 2, model.stateBytes() - convBytes);
       assertEquals(wide.fingerprint(), model.fingerprint());
+      // Each layer's state is rounded nine times, each time by less than 4e-3 of its norm.
+      double allowed = 4e-3 * Math.sqrt(9) * model.config().layers();
       Random random = new Random(1);
       for (int length : new int[] {40, 1, 1, 3, 1, 70, 1}) {
         int[] ids = random.ints(length, 0, Math.toIntExact(model.config().vocabSize())).toArray();
@@ -65,9 +67,9 @@ class StateTypeTest {
         again.advance(ids);
         float[] logits = session.logits().toFloatArray();
         assertArrayEquals(logits, again.logits().toFloatArray());
-        Goldens.assertClose(expected.logits().toFloatArray(), logits, 2e-2, "logits");
+        Goldens.assertClose(expected.logits().toFloatArray(), logits, allowed, "logits");
       }
-      Goldens.assertClose(expected.ssmState(), session.ssmState(), 2e-2, "SSM state");
+      Goldens.assertClose(expected.ssmState(), session.ssmState(), allowed, "SSM state");
     }
   }
 
