@@ -259,7 +259,8 @@ M4J_API m4j_status m4j_slot_position(m4j_states* states, m4j_slot slot, int64_t*
 /* Bytes that m4j_slot_export writes for any slot of this model. */
 M4J_API int64_t m4j_slot_export_size(const m4j_model* model);
 /* Writes the state as bytes: a header (magic, format version, model fingerprint, position, sizes, checksum) and the
- * state in little-endian float32, whatever type the pool keeps it in. capacity must be at least m4j_slot_export_size. */
+ * state in little-endian float32, whatever type the pool keeps it in. capacity must be at least
+ * m4j_slot_export_size. */
 M4J_API m4j_status m4j_slot_export(m4j_states* states, m4j_slot slot, void* buffer, int64_t capacity, m4j_error* err);
 /* Reads what m4j_slot_export wrote. A wrong model, version, size or checksum is M4J_ERR_MISMATCH. */
 M4J_API m4j_status m4j_slot_import(m4j_states* states, m4j_slot slot, const void* buffer, int64_t size,
@@ -325,9 +326,9 @@ typedef struct m4j_advance_args {
  * this one call; however a sequence is split into calls and whatever batch it travels in, the result is the same
  * (bit-equal for Mamba-1, within float32 rounding of the SSD for Mamba-2; bit-equal for any number of threads).
  * Either all sequences advance or none does.
- * States of M4J_BF16 take half the memory, and decoding moves half as many bytes of them; arithmetic stays float32. They
- * are rounded when they are stored: at the end of a call and between its blocks of some thousand tokens; in Mamba-2
- * after every token where no sequence has more than four. So the result then depends on how a sequence is split into
+ * States of M4J_BF16 take half the memory, and decoding moves half as many bytes of them; arithmetic stays float32.
+ * They are rounded when they are stored: at the end of a call and between its blocks of some thousand tokens; in
+ * Mamba-2 after every token where no sequence has more than four. So the result then depends on how a sequence is split into
  * calls, and in long prompts on what travels along, but a single token's rounding not on its batch. The last bit is
  * chosen by chance in proportion to what is cut off, from a hash of the number, so that changes below it add up instead
  * of being lost.

@@ -132,7 +132,8 @@ void compare_states(const char* name, RandomModel& narrow, RandomModel& wide) {
     const float* exact = wide.advance(wide_slots, some, look ? M4J_LOGITS_LAST : M4J_LOGITS_NONE);
     const float* actual = narrow.advance(narrow_slots, some, look ? M4J_LOGITS_LAST : M4J_LOGITS_NONE);
     if (!look) continue;
-    std::printf("  %.1e after %lld", relative_error(actual, exact, kSequences * V), static_cast<long long>(checks[check++]));
+    const double error = relative_error(actual, exact, kSequences * V);
+    std::printf("  %.1e after %lld", error, static_cast<long long>(checks[check++]));
   }
   std::printf(" steps\n");
 }

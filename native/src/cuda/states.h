@@ -1,6 +1,6 @@
 // The states of many sequences in GPU memory, one slot after the other at addresses that never change. Slot 0 belongs to
-// the rows that only fill up a batch; sequences begin at 1. A slot holds what one of the CPU does, conv windows, then SSM
-// states, these in the model's type for them.
+// the rows that only fill up a batch; sequences begin at 1. A slot holds what one of the CPU does, conv windows, then
+// SSM states, these in the model's type for them.
 #pragma once
 
 #include <cstdint>

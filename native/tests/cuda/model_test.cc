@@ -174,8 +174,8 @@ TEST_P(CudaModel, StatesMove) {
   EXPECT_EQ(zero.position, 0);
 }
 
-// States in bfloat16 beside those in float32: prompts, then steps of few sequences, which have a kernel of their own, and
-// of more.
+// States in bfloat16 beside those in float32: prompts, then steps of few sequences, which have a kernel of their own,
+// and of more.
 TEST_P(CudaModel, Bfloat16States) {
   TinyModel narrow(GetParam(), run_seed());
   narrow.config.state_type = M4J_BF16;
@@ -202,7 +202,8 @@ TEST_P(CudaModel, Bfloat16States) {
       }
     }
     for (size_t i = 0; i < slots.size(); ++i) {
-      const StateCopy state = read_state(gpu.states, slots[i], tiny), exact = read_state(wide.states, wide_slots[i], tiny);
+      const StateCopy state = read_state(gpu.states, slots[i], tiny),
+                      exact = read_state(wide.states, wide_slots[i], tiny);
       EXPECT_LT(relative_error(state.ssm, {exact.ssm.begin(), exact.ssm.end()}), allowed);
       EXPECT_EQ(read_state(gpu.states, again[i], tiny), state);
     }
@@ -214,7 +215,8 @@ TEST_P(CudaModel, SnapshotsOfBfloat16States) {
   TinyModel narrow(GetParam(), run_seed());
   narrow.config.state_type = M4J_BF16;
   Side wide(make_gpu_engine(), tiny), gpu(make_gpu_engine(), narrow);
-  const m4j_slot wide_slot = take(wide.states), back = take(wide.states), slot = take(gpu.states), other = take(gpu.states);
+  const m4j_slot wide_slot = take(wide.states), back = take(wide.states), slot = take(gpu.states),
+                 other = take(gpu.states);
   advance(wide.states, {wide_slot}, sequences({41}), V);
   const auto move = [&](const StatesPtr& from, m4j_slot source, const StatesPtr& to, m4j_slot target) {
     std::vector<char> bytes(static_cast<size_t>(m4j_slot_export_size(gpu.model.get())));

@@ -297,8 +297,8 @@ __global__ void __launch_bounds__(kThreads, S::resident)
   if (at.last_chunk()) store_slot<S>(a, at, pairs, h);
 }
 
-// Decode: one token of each segment; a thread has kChannels channels with their states, of several segments so that A is
-// read less often.
+// Decode: one token of each segment; a thread has kChannels channels with their states, of several segments so that A
+// is read less often.
 template <typename T, typename V, int kChannels>
 __global__ void __launch_bounds__(kThreads)
     step_kernel(const __grid_constant__ SelectiveScanArgs a, unsigned row_blocks, unsigned segments, bool quads) {

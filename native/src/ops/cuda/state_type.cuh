@@ -7,8 +7,8 @@
 
 namespace m4j::cuda {
 
-// v in the type of a pool. What bfloat16 cuts off decides how likely v is rounded away from zero: a state that decays by
-// less than half a unit in its last place would otherwise never decay, nor grow by small additions. Chance is a hash of
+// v in the type of a pool. What bfloat16 cuts off decides how likely v is rounded away from zero: a state that decays
+// by less than half a unit in its last place would otherwise never decay, nor grow by small additions. Chance is a hash of
 // v, so that the same v is rounded alike wherever and whenever it is computed.
 template <typename S>
 __device__ S to_state(float v) {

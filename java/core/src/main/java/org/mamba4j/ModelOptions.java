@@ -82,8 +82,8 @@ public record ModelOptions(
   }
 
   /**
-   * These options with another element type for the SSM states of sequences. Loading a model on the CPU with another one
-   * than {@link StateType#F32} is an {@link UnsupportedOperationException}.
+   * These options with another element type for the SSM states of sequences. Loading a model on the CPU with another
+   * one than {@link StateType#F32} is an {@link UnsupportedOperationException}.
    */
   public ModelOptions withStateType(StateType stateType) {
     return new ModelOptions(engineOptions, engine, weights, weightType, stateType, progress);

@@ -1,8 +1,9 @@
 package org.mamba4j;
 
 /**
- * Element type in which a model keeps the SSM states of its sequences between tokens. Arithmetic is float32 with either,
- * convolution windows and snapshots are float32 too, so that snapshots go from any model to any other of the same weights.
+ * Element type in which a model keeps the SSM states of its sequences between tokens. Arithmetic is float32 with
+ * either; convolution windows and snapshots are float32 too, so that snapshots go from any model to any other of the same
+ * weights.
  */
 public enum StateType {
   /** IEEE 754 binary32. */

@@ -16,8 +16,8 @@ final class LoadOptions extends ModelOption {
       paramLabel = "TYPE",
       defaultValue = "f32",
       description = {
-        "Element type of the SSM states between tokens: ${COMPLETION-CANDIDATES}. BF16, on a GPU only, halves their memory",
-        "and makes large batches decode faster, at a small error."
+        "Element type of the SSM states between tokens: ${COMPLETION-CANDIDATES}. BF16, on a GPU only, halves their",
+        "memory and makes large batches decode faster, at a small error."
       })
   StateType state;
 
