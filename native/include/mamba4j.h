@@ -328,10 +328,10 @@ typedef struct m4j_advance_args {
  * Either all sequences advance or none does.
  * States of M4J_BF16 take half the memory, and decoding moves half as many bytes of them; arithmetic stays float32.
  * They are rounded when they are stored: at the end of a call and between its blocks of some thousand tokens; in
- * Mamba-2 after every token where no sequence has more than four. So the result then depends on how a sequence is split into
- * calls, and in long prompts on what travels along, but a single token's rounding not on its batch. The last bit is
- * chosen by chance in proportion to what is cut off, from a hash of the number, so that changes below it add up instead
- * of being lost.
+ * Mamba-2 after every token where no sequence has more than four. So the result then depends on how a sequence is split
+ * into calls, and in long prompts on what travels along, but a single token's rounding not on its batch. The last bit
+ * is chosen by chance in proportion to what is cut off, from a hash of the number, so that changes below it add up
+ * instead of being lost.
  * Tokens are chosen where the logits are: with M4J_LOGITS_NONE nothing else leaves a GPU. Where a logit j among the
  * candidates is NaN or infinite, weights or state are damaged: the token of that sequence is then -1 - j for the first
  * such j, and its log_prob that logit. */
