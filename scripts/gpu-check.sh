@@ -85,7 +85,8 @@ java_tests() {
     --class-path "java/test-classes:java/core-classes:$(printf '%s:' java/*.jar)" --details=tree --disable-banner \
     --select-class org.mamba4j.integration.GoldenTest --select-class org.mamba4j.integration.InvarianceTest \
     --select-class org.mamba4j.integration.DemoModelTest --select-class org.mamba4j.integration.DeviceTensorTest \
-    --select-class org.mamba4j.integration.AsyncTest --select-class org.mamba4j.integration.DeviceCommandTest)
+    --select-class org.mamba4j.integration.AsyncTest --select-class org.mamba4j.integration.DeviceCommandTest \
+    --select-class org.mamba4j.integration.StateTypeTest)
 }
 
 sanitizer() {
@@ -130,7 +131,7 @@ run() {
   fi
   check bench-scan "$here/bin/m4j-gpu-bench-scan"
   check bench-ssd "$here/bin/m4j-gpu-bench-ssd"
-  check bench-models "$here/bin/m4j-gpu-bench-models" "${models[@]}"
+  check bench-models "$here/bin/m4j-gpu-bench-models" --bf16-states "${models[@]}"
 
   printf '\n'
   cat "$logs"/bench-*.log

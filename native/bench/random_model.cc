@@ -167,13 +167,15 @@ struct RandomModel::Weights {
   }
 };
 
-RandomModel::RandomModel(const Shape& s, int32_t dtype, int threads, const char* simd_target, int32_t cuda_device)
+RandomModel::RandomModel(const Shape& s, int32_t dtype, int threads, const char* simd_target, int32_t cuda_device,
+                         int32_t state_type)
     : config_{} {
   const int64_t D = s.d_model, E = 2 * D, N = s.d_state;
   const bool mamba2 = s.family == M4J_MAMBA2;
   const int64_t H = mamba2 ? E / s.headdim : 0, C = mamba2 ? E + 2 * N : E;
   config_.struct_size = sizeof(config_);
   config_.family = s.family;
+  config_.state_type = state_type;
   config_.n_layer = s.n_layer;
   config_.vocab_size = s.vocab_size;
   config_.d_model = D;
@@ -227,9 +229,11 @@ RandomModel::RandomModel(const Shape& s, int32_t dtype, int threads, const char*
   open(threads, simd_target, cuda_device);
 }
 
-RandomModel::RandomModel(const RandomModel& other, int threads, const char* simd_target)
+RandomModel::RandomModel(const RandomModel& other, int threads, const char* simd_target, int32_t cuda_device,
+                         int32_t state_type)
     : config_(other.config_), weights_(other.weights_) {
-  open(threads, simd_target, kOnCpu);
+  config_.state_type = state_type;
+  open(threads, simd_target, cuda_device);
 }
 
 void RandomModel::open(int threads, const char* simd_target, int32_t cuda_device) {

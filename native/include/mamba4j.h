@@ -170,11 +170,11 @@ typedef struct m4j_model m4j_model;
 
 enum { M4J_MAMBA1 = 1, M4J_FALCON_MAMBA = 2, M4J_MAMBA2 = 3 };
 
-/* Dimensions. Every weight is checked against them. Fields that a family lacks are 0. */
+/* Dimensions, and how states are kept. Every weight is checked against them. Fields that a family lacks are 0. */
 typedef struct m4j_model_config {
   uint64_t struct_size;
   int32_t family;    /* M4J_MAMBA1, M4J_FALCON_MAMBA, M4J_MAMBA2 */
-  int32_t reserved;  /* 0 */
+  int32_t state_type; /* of the SSM states in their pool: M4J_F32, or on a GPU M4J_BF16, see m4j_advance */
   int64_t n_layer;
   int64_t vocab_size; /* rows of the embedding, padding included */
   int64_t d_model;
@@ -224,7 +224,7 @@ typedef struct m4j_model_weights {
 M4J_API m4j_status m4j_model_create(m4j_engine* engine, const m4j_model_config* config,
                                     const m4j_model_weights* weights, m4j_model** out, m4j_error* err);
 M4J_API void m4j_model_release(m4j_model* model);
-/* Bytes of conv window and SSM state a sequence. */
+/* Bytes of conv window and SSM state that a sequence takes in a pool. */
 M4J_API int64_t m4j_model_state_bytes(const m4j_model* model);
 /* Floats in the conv windows of a sequence: n_layer * C * (K - 1). */
 M4J_API int64_t m4j_model_conv_state_size(const m4j_model* model);
@@ -259,7 +259,8 @@ M4J_API m4j_status m4j_slot_position(m4j_states* states, m4j_slot slot, int64_t*
 /* Bytes that m4j_slot_export writes for any slot of this model. */
 M4J_API int64_t m4j_slot_export_size(const m4j_model* model);
 /* Writes the state as bytes: a header (magic, format version, model fingerprint, position, sizes, checksum) and the
- * state in little-endian float32. capacity must be at least m4j_slot_export_size. */
+ * state in little-endian float32, whatever type the pool keeps it in. capacity must be at least
+ * m4j_slot_export_size. */
 M4J_API m4j_status m4j_slot_export(m4j_states* states, m4j_slot slot, void* buffer, int64_t capacity, m4j_error* err);
 /* Reads what m4j_slot_export wrote. A wrong model, version, size or checksum is M4J_ERR_MISMATCH. */
 M4J_API m4j_status m4j_slot_import(m4j_states* states, m4j_slot slot, const void* buffer, int64_t size,
@@ -325,6 +326,12 @@ typedef struct m4j_advance_args {
  * this one call; however a sequence is split into calls and whatever batch it travels in, the result is the same
  * (bit-equal for Mamba-1, within float32 rounding of the SSD for Mamba-2; bit-equal for any number of threads).
  * Either all sequences advance or none does.
+ * States of M4J_BF16 take half the memory, and decoding moves half as many bytes of them; arithmetic stays float32.
+ * They are rounded when they are stored: at the end of a call and between its blocks of some thousand tokens; in
+ * Mamba-2 after every token where no sequence has more than four. So the result then depends on how a sequence is split
+ * into calls, and in long prompts on what travels along, but a single token's rounding not on its batch. The last bit
+ * is chosen by chance in proportion to what is cut off, from a hash of the number, so that changes below it add up
+ * instead of being lost.
  * Tokens are chosen where the logits are: with M4J_LOGITS_NONE nothing else leaves a GPU. Where a logit j among the
  * candidates is NaN or infinite, weights or state are damaged: the token of that sequence is then -1 - j for the first
  * such j, and its log_prob that logit. */

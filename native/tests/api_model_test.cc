@@ -71,8 +71,20 @@ TEST_F(ApiModelTest, BadNumbersAreNamed) {
   expect_refused(M4J_MAMBA2, [](TinyModel& m) { m.config.dt_max = NAN; }, {"dt_max"});
   expect_refused(M4J_MAMBA2, [](TinyModel& m) { m.config.dt_min = 2, m.config.dt_max = 1; }, {"dt_min", "2", "1"});
   expect_refused(M4J_MAMBA1, [](TinyModel& m) { m.config.family = 4; }, {"family", "4"});
-  expect_refused(M4J_MAMBA1, [](TinyModel& m) { m.config.reserved = 1; }, {"config.reserved"});
+  expect_refused(M4J_MAMBA1, [](TinyModel& m) { m.config.state_type = M4J_F16; },
+                 {"config.state_type", "is 1", "float32", "bfloat16"});
   expect_refused(M4J_MAMBA1, [](TinyModel& m) { m.config.struct_size -= 8; }, {"config", "struct_size"});
+}
+
+TEST_F(ApiModelTest, StatesInBfloat16AreForGpus) {
+  for (const int32_t family : {M4J_MAMBA1, M4J_FALCON_MAMBA, M4J_MAMBA2}) {
+    TinyModel tiny({.family = family}, run_seed());
+    tiny.config.state_type = M4J_BF16;
+    m4j_model* model = nullptr;
+    expect_error(m4j_model_create(engine.get(), &tiny.config, &tiny.weights(), &model, &err), M4J_ERR_UNSUPPORTED,
+                 {"config.state_type", "GPU", "CPU keeps float32"});
+    EXPECT_EQ(model, nullptr);
+  }
 }
 
 struct WeightCase {

@@ -38,26 +38,31 @@ cuda::Segments view(const GpuArray& memory, int64_t count, int64_t tokens) {
 // everything, the worst case of a scan in chunks.
 enum class Memory { kInitial, kEndless };
 
+// Relative error of a state: bfloat16 rounds it, up or down.
+double allowed(DType state_type, double in_float32) { return state_type == DType::kF32 ? in_float32 : 5e-3; }
+std::string states_of(DType state_type) { return state_type == DType::kF32 ? "" : ", bf16 states"; }
+constexpr DType kStateTypes[] = {DType::kF32, DType::kBF16};
+
 struct Scan {
   int64_t B, L, E, N;
   GpuArray u, delta, z, Bs, Cs, A, D, bias, out, states, workspace;
   std::unique_ptr<GpuArray> items;
   cuda::SelectiveScanArgs args;
 
-  Scan(int64_t B, int64_t L, int64_t E, int64_t N, Memory memory)
+  Scan(int64_t B, int64_t L, int64_t E, int64_t N, Memory memory, DType state_type = DType::kF32)
       : B(B), L(L), E(E), N(N), u(kType, B * L * E, -1, 1), delta(kType, B * L * E, -1, 1), z(kType, B * L * E, -2, 2),
         Bs(kType, B * L * N, -1, 1), Cs(kType, B * L * N, -1, 1), A(DType::kF32, N * E, -1.1f, -0.9f),
         D(DType::kF32, E, -1, 1), bias(DType::kF32, E, memory == Memory::kInitial ? -6.9f : -11.0f,
                                        memory == Memory::kInitial ? -2.25f : -10.0f),
-        out(kType, B * L * E), states(DType::kF32, B * N * E, -1, 1),
+        out(kType, B * L * E), states(state_type, B * N * E, -1, 1),
         workspace(DType::kF32, cuda::selective_scan_workspace(E, N, {nullptr, B, B * L, L}) / 4),
         items(segments_of(B, L)) {
     std::vector<float> a = A.columns(N * E, 0, N * E);
     for (int64_t i = 0; i < N * E; ++i) a[i] *= memory == Memory::kInitial ? static_cast<float>(i / E + 1) : 0.01f;
     check(cudaMemcpy(A.data(), a.data(), a.size() * 4, cudaMemcpyHostToDevice), "copy");
     args = {kType, u.data(), E, delta.data(), E, A.floats(), Bs.data(), Cs.data(), N, D.floats(), z.data(), E,
-            bias.floats(), true, view(*items, B, L), E, N, 1, states.floats(), N * E, out.data(), E,
-            {workspace.data(), cuda::selective_scan_workspace(E, N, {nullptr, B, B * L, L})}};
+            bias.floats(), true, view(*items, B, L), E, N, 1, states.data(), N * E, out.data(), E,
+            {workspace.data(), cuda::selective_scan_workspace(E, N, {nullptr, B, B * L, L})}, state_type};
   }
 
   // Of out and of the state, over some channels.
@@ -80,7 +85,7 @@ struct Scan {
                                 {0, 1, nullptr, 0});
     }
     const double of_state = relative_error(vector(states, E), state.data());
-    if (!(of_state < 1e-4)) std::printf("state off by %.1e\n", of_state);
+    if (!(of_state < allowed(args.state_type, 1e-4))) std::printf("state off by %.1e\n", of_state);
     return std::max(of_state, relative_error(vector(out, E), want.data()));
   }
 
@@ -118,16 +123,20 @@ void scans(Bench& bench) {
 int sets_for(double bytes) { return static_cast<int>(std::max(1.0, std::min(64.0, 2.5e8 / bytes))); }
 
 void scan_steps(Bench& bench) {
-  for (int64_t B : {1, 64, 256}) {
-    const std::string name = "scan step B" + std::to_string(B) + " D5120 N16 (graph)";
-    if (!bench.wants(name)) continue;
-    const double bytes = 8.0 * B * 5120 * 16;
-    std::vector<std::unique_ptr<Scan>> sets;
-    for (int i = 0; i < sets_for(bytes); ++i) sets.push_back(std::make_unique<Scan>(B, 1, 5120, 16, Memory::kInitial));
-    const double e = sets[0]->error(bench.timer.stream());
-    bench.table.add(name, bench.timer.time_in_graph([&](int i) {
-      cuda::selective_scan(sets[i % sets.size()]->args, bench.timer.stream());
-    }, 64), bytes, e);
+  for (DType type : kStateTypes) {
+    for (int64_t B : {1, 64, 256}) {
+      const std::string name = "scan step B" + std::to_string(B) + " D5120 N16 (graph)" + states_of(type);
+      if (!bench.wants(name)) continue;
+      const double bytes = 2.0 * static_cast<double>(dtype_bytes(type, B * 5120 * 16));
+      std::vector<std::unique_ptr<Scan>> sets;
+      for (int i = 0; i < sets_for(bytes); ++i) {
+        sets.push_back(std::make_unique<Scan>(B, 1, 5120, 16, Memory::kInitial, type));
+      }
+      const double e = sets[0]->error(bench.timer.stream());
+      bench.table.add(name, bench.timer.time_in_graph([&](int i) {
+        cuda::selective_scan(sets[i % sets.size()]->args, bench.timer.stream());
+      }, 64), bytes, e);
+    }
   }
 }
 
@@ -138,13 +147,13 @@ struct SsdStep {
   std::unique_ptr<GpuArray> items;
   cuda::SsdArgs args;
 
-  explicit SsdStep(int64_t B)
+  SsdStep(int64_t B, DType state_type)
       : B(B), x(kType, B * H * P, -1, 1), dt(kType, B * H, -3, 1), A(DType::kF32, H, -4, -1), Bs(kType, B * N, -1, 1),
         Cs(kType, B * N, -1, 1), D(DType::kF32, H, -1, 1), bias(DType::kF32, H, -1, 1),
-        states(DType::kF32, B * H * P * N, -1, 1), out(kType, B * H * P), items(segments_of(B, 1)) {
+        states(state_type, B * H * P * N, -1, 1), out(kType, B * H * P), items(segments_of(B, 1)) {
     args = {kType, x.data(), H * P, dt.data(), H, A.floats(), Bs.data(), Cs.data(), N, D.floats(), bias.floats(), true,
-            0, std::numeric_limits<float>::infinity(), view(*items, B, 1), H, P, N, 1, states.floats(), H * P * N,
-            out.data(), H * P, {}};
+            0, std::numeric_limits<float>::infinity(), view(*items, B, 1), H, P, N, 1, states.data(), H * P * N,
+            out.data(), H * P, {}, state_type};
   }
 
   double error(cudaStream_t stream) {
@@ -161,26 +170,28 @@ struct SsdStep {
                          0, std::numeric_limits<float>::infinity(), 1, H, P, N, 1, 1, state.data(), want.data(), H * P},
                         {0, 1, nullptr, 0});
     const double of_state = relative_error(states.columns(B * size, b * size, size), state.data());
-    if (!(of_state < 1e-5)) std::printf("state off by %.1e\n", of_state);
+    if (!(of_state < allowed(args.state_type, 1e-5))) std::printf("state off by %.1e\n", of_state);
     return std::max(of_state, relative_error(out.columns(B * H * P, b * H * P, H * P), want.data()));
   }
 };
 
 void ssd_steps(Bench& bench) {
-  for (int64_t B : {1, 8, 64, 256}) {
-    const std::string name = "ssd step B" + std::to_string(B) + " H80 P64 N128 (graph)";
-    if (!bench.wants(name)) continue;
-    const double bytes = 8.0 * B * SsdStep::H * SsdStep::P * SsdStep::N;
-    std::vector<std::unique_ptr<SsdStep>> sets;
-    for (int i = 0; i < sets_for(bytes); ++i) sets.push_back(std::make_unique<SsdStep>(B));
-    const double e = sets[0]->error(bench.timer.stream());
-    const auto time = [&](const std::string& label, size_t among) {
-      bench.table.add(label, bench.timer.time_in_graph([&](int i) {
-        cuda::ssd_step(sets[i % among]->args, bench.timer.stream());
-      }, 64), bytes, e);
-    };
-    time(name, sets.size());
-    if (B == 1) time(name + ", in L2", 1);
+  for (DType type : kStateTypes) {
+    for (int64_t B : {1, 8, 64, 256}) {
+      const std::string name = "ssd step B" + std::to_string(B) + " H80 P64 N128 (graph)" + states_of(type);
+      if (!bench.wants(name)) continue;
+      const double bytes = 2.0 * static_cast<double>(dtype_bytes(type, B * SsdStep::H * SsdStep::P * SsdStep::N));
+      std::vector<std::unique_ptr<SsdStep>> sets;
+      for (int i = 0; i < sets_for(bytes); ++i) sets.push_back(std::make_unique<SsdStep>(B, type));
+      const double e = sets[0]->error(bench.timer.stream());
+      const auto time = [&](const std::string& label, size_t among) {
+        bench.table.add(label, bench.timer.time_in_graph([&](int i) {
+          cuda::ssd_step(sets[i % among]->args, bench.timer.stream());
+        }, 64), bytes, e);
+      };
+      time(name, sets.size());
+      if (B == 1) time(name + ", in L2", 1);
+    }
   }
 }
 

@@ -81,7 +81,7 @@ __global__ void check_kernel(const SsdArgs a, const float* before, int64_t segme
   }
   for (int k = 0; k < 8; ++k) {
     if (lane + 32 * k >= a.d_state) break;
-    const double d = a.states[slot + lane + 32 * k] - h[k];
+    const double d = static_cast<const float*>(a.states)[slot + lane + 32 * k] - h[k];
     atomicAdd(&errors[2], d * d);
     atomicAdd(&errors[3], h[k] * h[k]);
   }

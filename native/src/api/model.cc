@@ -73,10 +73,12 @@ void check_mamba2_config(const m4j_model_config& c) {
 
 void check_config(const m4j_model_config& c) {
   require_args(&c, "config");
-  require_reserved_zero(c.reserved, "config");
   if (c.family != M4J_MAMBA1 && c.family != M4J_FALCON_MAMBA && c.family != M4J_MAMBA2) {
     fail(M4J_ERR_INVALID_ARGUMENT, "config.family: is %d, expected 1 (Mamba-1), 2 (Falcon-Mamba) or 3 (Mamba-2)",
          c.family);
+  }
+  if (c.state_type != M4J_F32 && c.state_type != M4J_BF16) {
+    fail(M4J_ERR_INVALID_ARGUMENT, "config.state_type: is %d, expected 0 (float32) or 2 (bfloat16)", c.state_type);
   }
   check_dim("n_layer", c.n_layer);
   check_dim("vocab_size", c.vocab_size);
@@ -160,6 +162,9 @@ void check_weights(const Config& c, const m4j_model_weights& w) {
 m4j_model* create_model(m4j_engine* engine, const m4j_model_config* config, const m4j_model_weights* weights) {
   require(engine, "engine");
   check_config(require_args(config, "config"));
+  if (config->state_type != M4J_F32 && engine->impl->gpu == nullptr) {
+    fail(M4J_ERR_UNSUPPORTED, "config.state_type: bfloat16 states are for GPUs, the CPU keeps float32");
+  }
   check_weights(Config{*config}, require_args(weights, "weights"));
   const auto model = make_counted<Model>(engine->impl, *config, *weights);
   engine->impl->log(M4J_LOG_DEBUG, "model of %lld layers, d_model %lld, fingerprint %016llx",
@@ -190,7 +195,7 @@ int64_t m4j_model_ssm_state_size(const m4j_model* model) {
 }
 
 int64_t m4j_model_state_bytes(const m4j_model* model) {
-  return (m4j_model_conv_state_size(model) + m4j_model_ssm_state_size(model)) * static_cast<int64_t>(sizeof(float));
+  return model == nullptr ? 0 : model->impl->config.state_bytes();
 }
 
 uint64_t m4j_model_fingerprint(const m4j_model* model) { return model == nullptr ? 0 : model->impl->fingerprint; }

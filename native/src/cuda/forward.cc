@@ -81,10 +81,11 @@ class Mixer {
                     .d_state = N,
                     .n_groups = 1,
                     .states = states_.ssm(layer),
-                    .slot_stride = states_.slot_stride(),
+                    .slot_stride = states_.ssm_stride(),
                     .out = act_.conv,
                     .ld_out = E,
-                    .workspace = act_.op},
+                    .workspace = act_.op,
+                    .state_type = c_.ssm_type()},
                    stream_);
     project(act_.conv, E, w.out_proj, w.out_proj_bias, act_.mix);
   }
@@ -113,10 +114,11 @@ class Mixer {
                          .d_state = c_.d_state,
                          .n_groups = c_.n_groups,
                          .states = states_.ssm(layer),
-                         .slot_stride = states_.slot_stride(),
+                         .slot_stride = states_.ssm_stride(),
                          .out = act_.y,
                          .ld_out = E,
-                         .workspace = act_.op};
+                         .workspace = act_.op,
+                         .state_type = c_.ssm_type()};
     if (batch_.segments.longest <= kSsdStepTokens) {
       ssd_step(ssd, stream_);
     } else {

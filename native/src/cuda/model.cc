@@ -200,6 +200,7 @@ bool Model::decode_step_args(int64_t tokens, DecodeStepArgs* args) const {
            .segments = nullptr,
            .tokens = i(tokens),
            .states = nullptr,
+           .state_type = c.ssm_type(),
            .slot_stride = 0,
            .conv_state = c.conv_state(),
            .layer_conv_state = c.layer_conv_state(),

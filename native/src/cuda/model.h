@@ -52,8 +52,6 @@ class Model {
   int64_t dbc_ld() const { return padded(config.dt_rank) + 2 * config.d_state; }
   // For a step of `tokens` sequences with ids and segments still to be set; false if the kernel does not take this model.
   bool decode_step_args(int64_t tokens, DecodeStepArgs* args) const;
-  // A slot holds the state as one of the CPU does: conv windows, then SSM states.
-  int64_t slot_floats() const { return config.conv_state() + config.ssm_state(); }
 
  private:
   DeviceBuffer memory_;

@@ -42,10 +42,13 @@ class SelfTest {
       family("embedding", dtype, [&] { embedding_case(dtype); });
       family("rms_norm", dtype, [&] { rms_norm_case(dtype); });
       family("conv1d", dtype, [&] { conv1d_case(dtype); });
-      family("selective_scan", dtype, [&] { selective_scan_case(dtype, {37, 5}); });
-      family("selective_scan, one step", dtype, [&] { selective_scan_case(dtype, {1, 1}); });
-      family("ssd_step", dtype, [&] { ssd_case(dtype, {3, 1}, ssd_step); });
-      family("ssd_chunk", dtype, [&] { ssd_case(dtype, {70, 9}, ssd_chunk); });
+      for (const DType states : kDTypes) {
+        if (dtype == DType::kF32 && states != dtype) continue;  // as exact as its states
+        family("selective_scan", dtype, [&] { selective_scan_case(dtype, states, {37, 5}); });
+        family("selective_scan, one step", dtype, [&] { selective_scan_case(dtype, states, {1, 1}); });
+        family("ssd_step", dtype, [&] { ssd_case(dtype, states, {3, 1}, ssd_step); });
+        family("ssd_chunk", dtype, [&] { ssd_case(dtype, states, {70, 9}, ssd_chunk); });
+      }
       family("linear, few tokens", dtype, [&] { linear_case(dtype, 2); });
       family("linear, cuBLASLt", dtype, [&] { linear_case(dtype, 9); });
       family("softmax", dtype, [&] { softmax_case(dtype); });
@@ -197,17 +200,18 @@ class SelfTest {
     expect(windows);
   }
 
-  void selective_scan_case(DType dtype, const std::vector<int64_t>& lengths) {
+  void selective_scan_case(DType dtype, DType state_type, const std::vector<int64_t>& lengths) {
     const int64_t E = 40, N = 16;
     const Segments s = segments(lengths);
     const Data u = numbers(dtype, s.tokens * E, 1), delta = numbers(dtype, s.tokens * E, 1),
                z = numbers(dtype, s.tokens * E, 1), B = numbers(dtype, s.tokens * N, 1),
                C = numbers(dtype, s.tokens * N, 1), A = numbers(DType::kF32, N * E, 1, -1.5f),
                D = numbers(DType::kF32, E, 1), bias = numbers(DType::kF32, E, 1);
-    Data states = numbers(DType::kF32, s.count * N * E, 1), out = poisoned(dtype, s.tokens * E);
+    Data states = numbers(state_type, s.count * N * E, 1), out = poisoned(dtype, s.tokens * E);
     const int64_t bytes = selective_scan_workspace(E, N, s);
     selective_scan({dtype, u.device, E, delta.device, E, A.floats(), B.device, C.device, N, D.floats(), z.device, E,
-                    bias.floats(), true, s, E, N, 1, states.floats(), N * E, out.device, E, {take(bytes), bytes}},
+                    bias.floats(), true, s, E, N, 1, states.device, N * E, out.device, E, {take(bytes), bytes},
+                    state_type},
                    engine_.stream);
     for (std::size_t i = 0, row = 0; i < lengths.size(); row += static_cast<std::size_t>(lengths[i++])) {
       const std::size_t at = row * E, bc = row * N;
@@ -237,7 +241,8 @@ class SelfTest {
     expect(states);
   }
 
-  void ssd_case(DType dtype, const std::vector<int64_t>& lengths, void (*op)(const SsdArgs&, cudaStream_t)) {
+  void ssd_case(DType dtype, DType state_type, const std::vector<int64_t>& lengths,
+                void (*op)(const SsdArgs&, cudaStream_t)) {
     const int64_t H = 2, P = 64, N = 64, HP = H * P, state = H * P * N;
     const float dt_max = INFINITY;
     const Segments s = segments(lengths);
@@ -245,7 +250,7 @@ class SelfTest {
                B = numbers(dtype, s.tokens * N, 1), C = numbers(dtype, s.tokens * N, 1),
                A = numbers(DType::kF32, H, 0.5f, -0.6f), D = numbers(DType::kF32, H, 1),
                bias = numbers(DType::kF32, H, 1);
-    Data states = numbers(DType::kF32, s.count * state, 1), out = poisoned(dtype, s.tokens * HP);
+    Data states = numbers(state_type, s.count * state, 1), out = poisoned(dtype, s.tokens * HP);
     const int64_t bytes = ssd_chunk_workspace(H, P, N, 1, s);
     op({dtype,
         x.device,
@@ -266,11 +271,12 @@ class SelfTest {
         P,
         N,
         1,
-        states.floats(),
+        states.device,
         state,
         out.device,
         HP,
-        {take(bytes), bytes}},
+        {take(bytes), bytes},
+        state_type},
        engine_.stream);
     for (std::size_t i = 0, row = 0; i < lengths.size(); row += static_cast<std::size_t>(lengths[i++])) {
       const std::size_t at = row * HP, bc = row * N;

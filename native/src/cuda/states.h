@@ -1,5 +1,6 @@
 // The states of many sequences in GPU memory, one slot after the other at addresses that never change. Slot 0 belongs to
-// the rows that only fill up a batch; sequences begin at 1.
+// the rows that only fill up a batch; sequences begin at 1. A slot holds what one of the CPU does, conv windows, then
+// SSM states, these in the model's type for them.
 #pragma once
 
 #include <cstdint>
@@ -24,15 +25,15 @@ class States {
 
   // Slots 0 ... count - 1 exist from now on.
   void reserve(int64_t count) { memory_.reserve(count); }
-  int64_t slot_stride() const { return stride_; }  // floats
-  float* slot(int64_t i) const { return reinterpret_cast<float*>(memory_.data()) + i * stride_; }
+  int64_t slot_stride() const { return stride_ / 4; }  // floats
+  int64_t ssm_stride() const { return stride_ / dtype_bytes(ssm_type_, 1); }  // elements of SSM states
+  float* slot(int64_t i) const { return reinterpret_cast<float*>(memory_.data() + i * stride_); }
   float* conv(int64_t layer) const { return slot(0) + layer * model.config.layer_conv_state(); }  // of slot 0
-  float* ssm(int64_t layer) const {
-    return slot(0) + model.config.conv_state() + layer * model.config.layer_ssm_state();
-  }
+  void* ssm(int64_t layer) const { return ssm_of(0) + dtype_bytes(ssm_type_, layer * model.config.layer_ssm_state()); }
 
   void zero(int64_t slot);
   void copy(int64_t target, int64_t source);
+  // In float32; what is written is rounded to nearest.
   void read(int64_t slot, float* host);
   void write(int64_t slot, const float* host);
 
@@ -49,8 +50,10 @@ class States {
   Choices choices;
 
  private:
-  int64_t slot_bytes() const { return model.slot_floats() * 4; }
-  const int64_t stride_;
+  int64_t slot_bytes() const { return model.config.state_bytes(); }
+  char* ssm_of(int64_t i) const { return reinterpret_cast<char*>(slot(i) + model.config.conv_state()); }
+  const DType ssm_type_;
+  const int64_t stride_;  // bytes
   SlotMemory memory_;
 };
 

@@ -23,6 +23,9 @@ struct Config : m4j_model_config {
   int64_t layer_ssm_state() const { return d_inner * d_state; }
   int64_t conv_state() const { return n_layer * layer_conv_state(); }
   int64_t ssm_state() const { return n_layer * layer_ssm_state(); }
+  // A sequence's, as a pool keeps it: conv windows are float32.
+  DType ssm_type() const { return static_cast<DType>(state_type); }
+  int64_t state_bytes() const { return conv_state() * 4 + dtype_bytes(ssm_type(), ssm_state()); }
 };
 
 // A row-major matrix in caller-owned memory.

@@ -2,6 +2,9 @@
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+
+#include "ops/half.h"
 #include "support/api_test.h"
 
 namespace m4j::test {
@@ -171,6 +174,73 @@ TEST_P(CudaModel, StatesMove) {
   EXPECT_EQ(zero.position, 0);
 }
 
+// States in bfloat16 beside those in float32: prompts, then steps of few sequences, which have a kernel of their own,
+// and of more.
+TEST_P(CudaModel, Bfloat16States) {
+  TinyModel narrow(GetParam(), run_seed());
+  narrow.config.state_type = M4J_BF16;
+  Side wide(make_gpu_engine(), tiny), gpu(make_gpu_engine(), narrow);
+  const auto conv = static_cast<int64_t>(4 * m4j_model_conv_state_size(wide.model.get()));
+  EXPECT_EQ(m4j_model_state_bytes(gpu.model.get()) - conv, (m4j_model_state_bytes(wide.model.get()) - conv) / 2);
+  EXPECT_EQ(m4j_slot_export_size(gpu.model.get()), m4j_slot_export_size(wide.model.get()));
+  // Each layer's state has been rounded so many times, each time by less than 4e-3 of its norm.
+  constexpr int kSteps = 20;
+  const double allowed = 4e-3 * std::sqrt(kSteps) * static_cast<double>(tiny.config.n_layer) + tolerance();
+  for (int64_t count = 1; count <= 6; ++count) {
+    std::vector<m4j_slot> wide_slots, slots, again;
+    for (int64_t i = 0; i < count; ++i) {
+      wide_slots.push_back(take(wide.states));
+      slots.push_back(take(gpu.states));
+      again.push_back(take(gpu.states));
+    }
+    for (int step = 0; step < kSteps; ++step) {
+      const std::vector<Tokens> input = sequences(std::vector<int64_t>(static_cast<size_t>(count), step == 0 ? 70 : 1));
+      const auto expected = advance(wide.states, wide_slots, input, V), actual = advance(gpu.states, slots, input, V);
+      EXPECT_EQ(advance(gpu.states, again, input, V), actual);
+      for (size_t i = 0; i < input.size(); ++i) {
+        EXPECT_LT(relative_error(actual[i], {expected[i].begin(), expected[i].end()}), allowed);
+      }
+    }
+    for (size_t i = 0; i < slots.size(); ++i) {
+      const StateCopy state = read_state(gpu.states, slots[i], tiny),
+                      exact = read_state(wide.states, wide_slots[i], tiny);
+      EXPECT_LT(relative_error(state.ssm, {exact.ssm.begin(), exact.ssm.end()}), allowed);
+      EXPECT_EQ(read_state(gpu.states, again[i], tiny), state);
+    }
+  }
+}
+
+// Between pools of both types and back.
+TEST_P(CudaModel, SnapshotsOfBfloat16States) {
+  TinyModel narrow(GetParam(), run_seed());
+  narrow.config.state_type = M4J_BF16;
+  Side wide(make_gpu_engine(), tiny), gpu(make_gpu_engine(), narrow);
+  const m4j_slot wide_slot = take(wide.states), back = take(wide.states), slot = take(gpu.states),
+                 other = take(gpu.states);
+  advance(wide.states, {wide_slot}, sequences({41}), V);
+  const auto move = [&](const StatesPtr& from, m4j_slot source, const StatesPtr& to, m4j_slot target) {
+    std::vector<char> bytes(static_cast<size_t>(m4j_slot_export_size(gpu.model.get())));
+    const auto size = static_cast<int64_t>(bytes.size());
+    ASSERT_EQ(m4j_slot_export(from.get(), source, bytes.data(), size, &err), M4J_OK) << err.message;
+    ASSERT_EQ(m4j_slot_import(to.get(), target, bytes.data(), size, &err), M4J_OK) << err.message;
+  };
+  move(wide.states, wide_slot, gpu.states, slot);
+  const StateCopy exact = read_state(wide.states, wide_slot, tiny), state = read_state(gpu.states, slot, tiny);
+  EXPECT_EQ(state.conv, exact.conv);
+  EXPECT_EQ(state.position, exact.position);
+  for (size_t i = 0; i < state.ssm.size(); ++i) {
+    ASSERT_EQ(state.ssm[i], bf16_to_f32(f32_to_bf16(exact.ssm[i]))) << i;
+  }
+  move(gpu.states, slot, wide.states, back);
+  EXPECT_EQ(read_state(wide.states, back, tiny), state);
+  move(gpu.states, slot, gpu.states, other);
+  EXPECT_EQ(read_state(gpu.states, other, tiny), state);
+  ASSERT_EQ(m4j_slot_copy(gpu.states.get(), other, slot, &err), M4J_OK) << err.message;
+  const std::vector<Tokens> next = sequences({1});
+  EXPECT_EQ(advance(gpu.states, {other}, next, V), advance(gpu.states, {slot}, next, V));
+  EXPECT_EQ(read_state(gpu.states, other, tiny), read_state(gpu.states, slot, tiny));
+}
+
 INSTANTIATE_TEST_SUITE_P(Models, CudaModel, ::testing::ValuesIn(all_options()),
                          [](const auto& info) { return info.param.name() + (info.param.tied ? "_tied" : ""); });
 
@@ -188,6 +258,24 @@ TEST_F(CudaEngine, NamesItsDeviceAndCountsItsMemory) {
     EXPECT_GT(m4j_engine_device_bytes(engine.get()), before);
   }
   EXPECT_EQ(m4j_engine_device_bytes(engine.get()), before);
+}
+
+// Many sequences of each kind, so that what the pool takes ahead of its needs does not count.
+TEST_F(CudaEngine, Bfloat16StatesTakeLessMemory) {
+  const EnginePtr engine = make_gpu_engine();
+  for (const int32_t type : {M4J_F32, M4J_BF16}) {
+    TinyModel tiny({.family = M4J_MAMBA2, .even = true, .wide = true}, run_seed());
+    tiny.config.state_type = type;
+    const ModelPtr model = make_model(engine, tiny);
+    const StatesPtr states = make_states(model);
+    const int64_t before = m4j_engine_device_bytes(engine.get());
+    constexpr int64_t kBytes = 512 << 20, kAhead = 64 << 20, kGap = 256;
+    const int64_t bytes = m4j_model_state_bytes(model.get()), count = kBytes / bytes;
+    for (int64_t i = 0; i < count; ++i) take(states);
+    const int64_t taken = m4j_engine_device_bytes(engine.get()) - before;
+    EXPECT_GE(taken, count * bytes - kAhead);
+    EXPECT_LE(taken, count * (bytes + kGap) + kAhead);
+  }
 }
 
 TEST_F(CudaEngine, OddDimensionsAreRefused) {

@@ -19,6 +19,9 @@ constexpr DType kDTypes[] = {DType::kF32, DType::kF16, DType::kBF16};
 // Relative norm error allowed to results rounded to `dtype`.
 inline double tolerance_of(DType dtype) { return dtype == DType::kF32 ? 1e-5 : dtype == DType::kF16 ? 1e-3 : 5e-3; }
 
+// To states rounded once to bfloat16, up or down by chance: 0.41 units in the last place, of 2^-8 ... 2^-7 of a number.
+constexpr double kRoundedStates = 4e-3;
+
 inline std::string name_of(DType dtype) {
   return dtype == DType::kF32 ? "f32" : dtype == DType::kF16 ? "f16" : "bf16";
 }

@@ -26,6 +26,7 @@ struct Problem {
   bool softplus;
   std::vector<float> u, delta, A, B, C, D, z, delta_bias;
   std::vector<float> states;  // [S, N, E]
+  DType state_type = DType::kF32;
 
   Problem(Random& random, DType dtype, const Ragged& batch, int64_t d_inner, int64_t d_state, int64_t n_groups,
           const Options& o = {})
@@ -54,7 +55,7 @@ struct Problem {
         z_memory(dtype, z.empty() ? u : z, d_inner, row_ld), B_memory(dtype, B, bc_cols(), bc_ld),
         C_memory(dtype, C, bc_cols(), bc_ld), out_memory(dtype, tokens, d_inner, row_ld),
         A_memory(DType::kF32, A, d_inner), D_memory = optional(D), bias_memory = optional(delta_bias),
-        state_memory(DType::kF32, states, state_floats(), slot_stride);
+        state_memory(state_type, states, state_floats(), slot_stride);
     const Segments segments = batch.segments(bound);
     const int64_t bytes = selective_scan_workspace(d_inner, d_state, segments);
     const DeviceArray workspace(DType::kF32, 1, bytes / 4);
@@ -63,7 +64,8 @@ struct Problem {
                     C_memory.data(), bc_ld, D.empty() ? nullptr : D_memory.floats(),
                     z.empty() ? nullptr : z_memory.data(), row_ld,
                     delta_bias.empty() ? nullptr : bias_memory.floats(), softplus, segments, d_inner, d_state,
-                    n_groups, state_memory.floats(), slot_stride, out.data(), row_ld, {workspace.data(), bytes}},
+                    n_groups, state_memory.data(), slot_stride, out.data(), row_ld, {workspace.data(), bytes},
+                    state_type},
                    nullptr);
     must(cudaDeviceSynchronize());
     workspace.read();
@@ -83,6 +85,14 @@ struct Problem {
           {0, 1, nullptr, 0});
     }
     return result;
+  }
+
+  // The same with states that bfloat16 holds.
+  Problem with_bfloat16_states() const {
+    Problem p = *this;
+    p.state_type = DType::kBF16;
+    p.states = rounded(states, DType::kBF16);
+    return p;
   }
 
   void expect_correct(const Ragged& batch) const {
@@ -121,6 +131,56 @@ TEST_F(CudaSelectiveScan, OneTokenOfEachSegment) {
       SCOPED_TRACE(name_of(dtype) + ", N " + std::to_string(d_state));
       Problem(random, dtype, batch, 69, d_state, 3).expect_correct(batch);
       Problem(random, dtype, batch, 256, d_state, 1).expect_correct(batch);
+    }
+  }
+}
+
+// A thread takes some of many sequences, and gives what it gives to one alone.
+TEST_F(CudaSelectiveScan, OneTokenOfManySegments) {
+  const int64_t count = 150, d_inner = 1024;
+  const Ragged batch(std::vector<int64_t>(count, 1), random);
+  for (const auto& [d_state, n_groups] : {std::pair<int64_t, int64_t>{16, 1}, {16, 2}, {20, 1}}) {
+    for (DType dtype : kDTypes) {
+      for (bool narrow : {false, true}) {
+        SCOPED_TRACE(name_of(dtype) + ", N " + std::to_string(d_state) + ", G " + std::to_string(n_groups) +
+                     (narrow ? ", bf16 states" : ""));
+        const Problem wide(random, dtype, batch, d_inner, d_state, n_groups);
+        const Problem problem = narrow ? wide.with_bfloat16_states() : wide;
+        const Outputs actual = problem.run(batch), exact = problem.expected(batch);
+        expect_close(actual.out, exact.out, tolerance_of(dtype));
+        expect_close(actual.state, exact.state, narrow ? kRoundedStates : 1e-5);
+        const int64_t i = random.ids(1, count)[0], slot = batch.items[static_cast<size_t>(i)].slot;
+        Problem alone = problem;
+        alone.tokens = alone.slots = 1;
+        for (auto v : {&Problem::u, &Problem::delta, &Problem::z}) alone.*v = part_of(problem.*v, d_inner, i);
+        for (auto v : {&Problem::B, &Problem::C}) alone.*v = part_of(problem.*v, problem.bc_cols(), i);
+        alone.states = part_of(problem.states, problem.state_floats(), slot);
+        const Outputs solo = alone.run(Ragged({{0, 1, 0}}, 1));
+        expect_same_bits(solo.out, part_of(actual.out, d_inner, i));
+        expect_same_bits(solo.state, part_of(actual.state, problem.state_floats(), slot));
+      }
+    }
+  }
+}
+
+// Outputs are those of float32 states; states are rounded once, in chunks too.
+TEST_F(CudaSelectiveScan, Bfloat16States) {
+  for (const std::vector<int64_t>& lengths : {std::vector<int64_t>(19, 1), {1, 37, 2, 301, 16, 5}, {3000, 129}}) {
+    const Ragged batch(lengths, random);
+    for (int64_t d_state : {1, 7, 16, 20, 64, 256}) {
+      for (DType dtype : kDTypes) {
+        for (const auto& [d_inner, n_groups] : {std::pair<int64_t, int64_t>{69, 3}, {256, 1}}) {
+          SCOPED_TRACE(name_of(dtype) + ", N " + std::to_string(d_state) + ", E " + std::to_string(d_inner));
+          const Problem p = Problem(random, dtype, batch, d_inner, d_state, n_groups).with_bfloat16_states();
+          const Outputs actual = p.run(batch), exact = p.expected(batch);
+          expect_close(actual.out, exact.out, tolerance_of(dtype));
+          expect_close(actual.state, exact.state, kRoundedStates);
+          expect_same_bits(p.run(batch), actual);
+          Problem wide = p;
+          wide.state_type = DType::kF32;
+          expect_same_bits(wide.run(batch).out, actual.out);
+        }
+      }
     }
   }
 }

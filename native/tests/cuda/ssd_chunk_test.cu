@@ -41,6 +41,7 @@ struct Problem {
   std::vector<float> D, dt_bias;  // optional [H]
   std::vector<float> states;      // [S, H, P, N]
   float dt_min = 0, dt_max = std::numeric_limits<float>::infinity();
+  DType state_type = DType::kF32;
 
   static Problem random(Random& random, DType dtype, const Shape& s, const std::vector<int64_t>& lengths,
                         const Options& options = {}) {
@@ -72,7 +73,7 @@ struct Problem {
     const DeviceArray B_memory(dtype, B, bc_cols(), bc_cols() + gap), C_memory(dtype, C, bc_cols(), bc_cols() + gap);
     const DeviceArray A_memory(DType::kF32, A, shape.heads);
     const DeviceArray D_memory(DType::kF32, D, shape.heads), bias_memory(DType::kF32, dt_bias, shape.heads);
-    const DeviceArray states_memory(DType::kF32, states, state_size(), state_size() + gap);
+    const DeviceArray states_memory(state_type, states, state_size(), state_size() + gap);
     const DeviceArray out(dtype, tokens(), x_cols(), x_cols() + gap);
     std::vector<Segment> items;
     int64_t row = 0;
@@ -90,8 +91,8 @@ struct Problem {
     ssd_chunk({dtype, x_memory.data(), x_memory.ld(), dt_memory.data(), dt_memory.ld(), A_memory.floats(),
                B_memory.data(), C_memory.data(), B_memory.ld(), D.empty() ? nullptr : D_memory.floats(),
                dt_bias.empty() ? nullptr : bias_memory.floats(), options.softplus, dt_min, dt_max, segments,
-               shape.heads, shape.headdim, shape.d_state, shape.n_groups, states_memory.floats(), states_memory.ld(),
-               out.data(), out.ld(), {workspace.data(), bytes}},
+               shape.heads, shape.headdim, shape.d_state, shape.n_groups, states_memory.data(), states_memory.ld(),
+               out.data(), out.ld(), {workspace.data(), bytes}, state_type},
               nullptr);
     must(cudaDeviceSynchronize());
     workspace.read();  // checks its guards
@@ -202,6 +203,25 @@ TEST_F(CudaSsdChunk, TimeStepLimits) {
       problem.dt_min = limits.low;
       problem.dt_max = limits.high;
       expect_reference(problem);
+    }
+  }
+}
+
+// Outputs are those of float32 states; states are rounded once, in parts too.
+TEST_F(CudaSsdChunk, Bfloat16States) {
+  for (const std::vector<int64_t>& lengths : {std::vector<int64_t>{70, 1, 300, 5}, {4000}}) {
+    for (const Shape& s : {Shape{3, 20, 24, 1}, Shape{4, 64, 128, 2}, Shape{2, 37, 64, 1}, Shape{2, 64, 256, 1}}) {
+      for (DType dtype : kDTypes) {
+        Problem wide = Problem::random(random, dtype, s, lengths);
+        wide.states = rounded(wide.states, DType::kBF16);
+        Problem problem = wide;
+        problem.state_type = DType::kBF16;
+        SCOPED_TRACE(problem.text());
+        const Outputs actual = problem.run(), exact = wide.run();
+        m4j::test::expect_same_bits(actual.out, exact.out);
+        m4j::test::expect_close(actual.state, exact.state, 4e-3);
+        m4j::test::expect_same_bits(problem.run(), actual);
+      }
     }
   }
 }

@@ -1,3 +1,4 @@
+#include <cmath>
 #include <limits>
 
 #include "ops/cuda/cuda_ops.h"
@@ -25,6 +26,7 @@ struct Problem {
   bool softplus = true;
   float dt_max = std::numeric_limits<float>::infinity();
   std::vector<float> x, dt, A, B, C, D, dt_bias, states;
+  DType state_type = DType::kF32;
 
   Problem(Random& random, DType dtype, const Ragged& batch, const Shape& s, bool with_D = true, bool with_bias = true)
       : dtype(dtype), tokens(batch.tokens), slots(batch.slots), shape(s),
@@ -43,12 +45,12 @@ struct Problem {
         out(dtype, tokens, row(), row() + gap),
         A_memory(DType::kF32, A, shape.heads), D_memory(DType::kF32, D.empty() ? A : D, shape.heads),
         bias_memory(DType::kF32, dt_bias.empty() ? A : dt_bias, shape.heads),
-        state_memory(DType::kF32, states, state_floats(), state_floats() + gap);
+        state_memory(state_type, states, state_floats(), state_floats() + gap);
     ssd_step({dtype, x_memory.data(), x_memory.ld(), dt_memory.data(), dt_memory.ld(), A_memory.floats(),
               B_memory.data(), C_memory.data(), B_memory.ld(), D.empty() ? nullptr : D_memory.floats(),
               dt_bias.empty() ? nullptr : bias_memory.floats(), softplus, 0.01f, dt_max, batch.segments(bound),
-              shape.heads, shape.headdim, shape.d_state, shape.n_groups, state_memory.floats(), state_memory.ld(),
-              out.data(), out.ld(), {}},
+              shape.heads, shape.headdim, shape.d_state, shape.n_groups, state_memory.data(), state_memory.ld(),
+              out.data(), out.ld(), {}, state_type},
              nullptr);
     return {out.read(), state_memory.read()};
   }
@@ -65,6 +67,14 @@ struct Problem {
           {0, 1, nullptr, 0});
     }
     return result;
+  }
+
+  // The same with states that bfloat16 holds.
+  Problem with_bfloat16_states() const {
+    Problem p = *this;
+    p.state_type = DType::kBF16;
+    p.states = rounded(states, DType::kBF16);
+    return p;
   }
 
   void expect_correct(const Ragged& batch, int64_t gap = 8) const {
@@ -93,6 +103,75 @@ TEST_F(CudaSsdStep, RaggedBatchesOfAnySize) {
       }
     }
   }
+}
+
+// Outputs of one token are those of float32 states; each token rounds the state once.
+TEST_F(CudaSsdStep, Bfloat16States) {
+  const Ragged batch(std::vector<int64_t>(19, 1), random), longer({1, 4, 2, 33}, random);
+  for (const Shape& s : {Shape{3, 5, 7, 3}, Shape{4, 64, 128, 1}, Shape{6, 37, 128, 2}, Shape{2, 37, 64, 1},
+                         Shape{3, 20, 33, 1}, Shape{2, 64, 16, 1}, Shape{2, 33, 256, 1}, Shape{60, 64, 128, 1},
+                         Shape{3, 20, 24, 1}}) {
+    for (DType dtype : kDTypes) {
+      for (int64_t gap : {8, 1}) {
+        SCOPED_TRACE(name_of(dtype) + ", H " + std::to_string(s.heads) + ", P " + std::to_string(s.headdim) + ", N " +
+                     std::to_string(s.d_state) + ", G " + std::to_string(s.n_groups) + ", gap " + std::to_string(gap));
+        const Problem p = Problem(random, dtype, batch, s).with_bfloat16_states();
+        const Outputs actual = p.run(batch, gap), exact = p.expected(batch);
+        expect_close(actual.out, exact.out, tolerance_of(dtype));
+        expect_close(actual.state, exact.state, kRoundedStates);
+        expect_same_bits(p.run(batch, gap), actual);
+        const Problem q = Problem(random, dtype, longer, s).with_bfloat16_states();
+        const Outputs several = q.run(longer, gap), several_exact = q.expected(longer);
+        const double remembered = kRoundedStates * std::sqrt(33.0);  // of as many roundings
+        expect_close(several.out, several_exact.out, remembered + tolerance_of(dtype));
+        expect_close(several.state, several_exact.state, remembered);
+      }
+    }
+  }
+}
+
+TEST_F(CudaSsdStep, Bfloat16StatesAreTheSameInAnyBatch) {
+  const int64_t count = 70;
+  const Ragged batch(std::vector<int64_t>(count, 1), random);
+  const Shape s = {16, 64, 128, 1};
+  const Problem problem = Problem(random, DType::kBF16, batch, s).with_bfloat16_states();
+  const Outputs together = problem.run(batch);
+  for (const int64_t i : {int64_t{0}, int64_t{31}, count - 1}) {
+    Problem p = problem;
+    p.tokens = 1;
+    p.slots = 1;
+    p.x = part_of(problem.x, problem.row(), i);
+    p.dt = part_of(problem.dt, s.heads, i);
+    p.B = part_of(problem.B, problem.bc(), i);
+    p.C = part_of(problem.C, problem.bc(), i);
+    const int64_t slot = batch.items[static_cast<size_t>(i)].slot;
+    p.states = part_of(problem.states, problem.state_floats(), slot);
+    const Outputs alone = p.run(Ragged({{0, 1, 0}}, 1));
+    expect_same_bits(alone.out, part_of(together.out, problem.row(), i));
+    expect_same_bits(alone.state, part_of(together.state, problem.state_floats(), slot));
+  }
+}
+
+// Decays by less than half a unit in the last place, which rounding to nearest would undo every time; NaN stays NaN.
+TEST_F(CudaSsdStep, Bfloat16StatesDecaySlowly) {
+  const int64_t tokens = 1000;
+  const Ragged batch({{0, tokens, 0}}, 1);
+  Problem p = Problem(random, DType::kF32, batch, {4, 64, 128, 1}).with_bfloat16_states();
+  p.softplus = false;
+  p.A.assign(4, -0.05f);
+  p.dt = random.uniform(tokens * 4, 0.011f, 0.029f);
+  p.dt_bias.assign(4, 0);
+  p.x.assign(p.x.size(), 0);
+  p.states[5] = std::numeric_limits<float>::quiet_NaN();
+  Outputs actual = p.run(batch), exact = p.expected(batch);
+  EXPECT_TRUE(std::isnan(actual.state[5]));
+  double sum = 0, exact_sum = 0;
+  for (size_t i = 0; i < exact.state.size(); ++i) {
+    if (i == 5) continue;
+    sum += std::fabs(actual.state[i]);
+    exact_sum += std::fabs(exact.state[i]);
+  }
+  EXPECT_NEAR(sum / exact_sum, 1, 0.01);
 }
 
 TEST_F(CudaSsdStep, ManySegments) {

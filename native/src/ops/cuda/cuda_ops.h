@@ -5,7 +5,8 @@
 // memory; what shapes a launch (counts, the longest segment) is in the args. Errors of a launch are thrown as Failure.
 //
 // Activations are token-major in one 16- or 32-bit type: rows are the tokens of a ragged batch, one after the other.
-// Sums, states, the residual stream and all small weights are float32. `ld*` are row strides in elements; all pointers
+// Sums, the residual stream and all small weights are float32, and so is arithmetic on states, which a pool may keep in
+// bfloat16 (state_type.cuh). `ld*` are row strides in elements; all pointers
 // are device pointers; rows of activations start at multiples of 16 bytes. T tokens, E d_inner, N d_state, H heads,
 // P headdim, G groups, K d_conv, S slots.
 #pragma once
@@ -106,11 +107,12 @@ struct SelectiveScanArgs {
   bool delta_softplus;
   Segments segments;
   int64_t d_inner, d_state, n_groups;  // d_state 1 ... 256
-  float* states;                       // [S, N, E] with slot_stride; read, then replaced
-  int64_t slot_stride;                 // floats
+  void* states;                        // [S, N, E] in state_type with slot_stride; read, then replaced
+  int64_t slot_stride;                 // elements
   void* out;                           // [T, E]; may be u or z
   int64_t ld_out;
   Workspace workspace;  // at least selective_scan_workspace
+  DType state_type = DType::kF32;  // or BF16
 };
 void selective_scan(const SelectiveScanArgs&, cudaStream_t stream);
 int64_t selective_scan_workspace(int64_t d_inner, int64_t d_state, const Segments& segments);
@@ -133,11 +135,12 @@ struct SsdArgs {
   float dt_min, dt_max;
   Segments segments;
   int64_t heads, headdim, d_state, n_groups;
-  float* states;        // [S, H, P, N] with slot_stride; read, then replaced
-  int64_t slot_stride;  // floats
+  void* states;         // [S, H, P, N] in state_type with slot_stride; read, then replaced
+  int64_t slot_stride;  // elements
   void* out;            // [T, H, P], not x
   int64_t ld_out;
   Workspace workspace;  // for ssd_chunk: at least ssd_chunk_workspace
+  DType state_type = DType::kF32;  // or BF16
 };
 void ssd_step(const SsdArgs&, cudaStream_t stream);   // token by token: decode
 void ssd_chunk(const SsdArgs&, cudaStream_t stream);  // chunked matrix form: prefill

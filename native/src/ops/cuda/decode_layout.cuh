@@ -119,7 +119,7 @@ inline SharedLayout shared_layout(const DecodeStepArgs& a, const Device& device)
   l.ring = used;
 
   const int model = row_pitch(a.d_model * element), inner = row_pitch(a.d_inner * element);
-  const int state = a.mamba2 ? row_pitch(a.d_state * 4) : 0;
+  const int state = a.mamba2 ? row_pitch(static_cast<int>(dtype_bytes(a.state_type, a.d_state))) : 0;
   l.stage_bytes = (std::max({2 * model, inner, state}) + 127) / 128 * 128;
   l.stages = std::min(kMaxStages, (device.shared_bytes - l.ring) / l.stage_bytes);
   if (l.stages < kMinStages) l.stages = 0;

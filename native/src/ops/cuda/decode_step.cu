@@ -7,6 +7,8 @@
 #include "ops/cuda/decode_layout.cuh"
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/math.cuh"
+#include "ops/cuda/state_type.cuh"
+#include "ops/cuda/vec.cuh"
 
 namespace m4j::cuda {
 namespace {
@@ -21,7 +23,7 @@ __device__ float row_sum(float v) {
   return v;
 }
 
-template <typename W, bool kMamba2, int kTokens>
+template <typename W, typename S, bool kMamba2, int kTokens>
 class Step {
  public:
   __device__ Step(const DecodeStepArgs& args, const Exchange& exchange, const SharedLayout& shape, const Ring& weights,
@@ -103,8 +105,8 @@ class Step {
     }
 #pragma unroll 1
     for (int t = 0; t < tokens(); ++t) {
-      const float* from = ssm_state(t, layer) + static_cast<int64_t>(channels.begin) * a.d_state;
-      ring.fetch(ring_at, ring_free, reinterpret_cast<const char*>(from), a.d_state * 4, channels.count, l.state);
+      const S* from = ssm_state(t, layer) + static_cast<int64_t>(channels.begin) * a.d_state;
+      ring.fetch(ring_at, ring_free, reinterpret_cast<const char*>(from), kStateBytes * a.d_state, channels.count, l.state);
     }
   }
 
@@ -213,7 +215,8 @@ class Step {
     if constexpr (!kMamba2) {
 #pragma unroll 1
       for (int i = lane; i < a.tokens * a.d_state; i += kWarp) {
-        prefetch(ssm_state(i % a.tokens, layer) + static_cast<int64_t>(i / a.tokens) * a.d_inner + begin, bytes);
+        prefetch(ssm_state(i % a.tokens, layer) + static_cast<int64_t>(i / a.tokens) * a.d_inner + begin,
+                 channels.count * kStateBytes);
       }
 #pragma unroll 1
       for (int n = lane; n < a.d_state; n += kWarp) {
@@ -230,8 +233,9 @@ class Step {
   __device__ T* at(int offset) const { return reinterpret_cast<T*>(base + offset); }
   __device__ int conv_channels() const { return a.d_inner + (kMamba2 ? 2 * a.n_groups * a.d_state : 0); }
   __device__ float* window(int t, int layer) const { return at<float*>(l.slots)[t] + layer * a.layer_conv_state; }
-  __device__ float* ssm_state(int t, int layer) const {
-    return at<float*>(l.slots)[t] + a.conv_state + layer * a.layer_ssm_state;
+  static constexpr int kStateBytes = sizeof(S);
+  __device__ S* ssm_state(int t, int layer) const {
+    return reinterpret_cast<S*>(at<float*>(l.slots)[t] + a.conv_state) + layer * a.layer_ssm_state;
   }
   __device__ char* fragments() const {
     return base + l.fragments + static_cast<int>(threadIdx.x) / kWarp * tokens() * stride();
@@ -497,7 +501,7 @@ class Step {
     return c;
   }
 
-  __device__ void load_states(float (&h)[2], int t, int layer, int channel) const {
+  __device__ void load_states(S (&h)[2], int t, int layer, int channel) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int n = static_cast<int>(threadIdx.x) % kLanes + i * kLanes;
@@ -519,7 +523,7 @@ class Step {
     const int j = lane % kLanes, mine = lane / kLanes, last = channels.count - 1;
     const int begin = channels.begin + min(warp * kRowsOfWarp + mine, last);
     Channel following = load_channel(w, begin);
-    float states[2];
+    S states[2];
     load_states(states, 0, layer, begin);
     receive_small(layer);
     for (int first = warp * kRowsOfWarp; first < channels.count; first += kWarps * kRowsOfWarp) {
@@ -531,7 +535,7 @@ class Step {
       if (more) following = load_channel(w, next);
 #pragma unroll 1
       for (int t = 0; t < tokens(); ++t) {
-        const float h0[2] = {states[0], states[1]};
+        const S h0[2] = {states[0], states[1]};
         if (t + 1 < tokens()) {
           load_states(states, t + 1, layer, channel);
         } else if (more) {
@@ -564,8 +568,8 @@ class Step {
         for (int i = 0; i < 2; ++i) {
           const int n = j + i * kLanes;
           if (n >= N) continue;
-          const float h = fmaf(exp2_fast(kLog2e * delta * c.A[i]), h0[i], delta * (B[n] * B_factor) * u);
-          if (own) ssm_state(t, layer)[static_cast<int64_t>(n) * E + channel] = h;
+          const float h = fmaf(exp2_fast(kLog2e * delta * c.A[i]), to_float(h0[i]), delta * (B[n] * B_factor) * u);
+          if (own) ssm_state(t, layer)[static_cast<int64_t>(n) * E + channel] = to_state<S>(h);
           y = fmaf(C[n] * C_factor, h, y);
         }
         y = row_sum(y);
@@ -609,9 +613,9 @@ class Step {
         const float* small = at<float>(l.small) + t * small_stride(a);
         const float* B = small + h.B;
         const float* C = B + GN;
-        const char* place = ring.row(ring_at, row - first, row_pitch(N * 4), l.state.shift);
-        const auto* from = reinterpret_cast<const float4*>(place);
-        auto* state = reinterpret_cast<float4*>(ssm_state(t, layer) + static_cast<int64_t>(channel) * N);
+        const char* place = ring.row(ring_at, row - first, row_pitch(N * kStateBytes), l.state.shift);
+        const auto* from = reinterpret_cast<const Packed<S, 4>*>(place);
+        auto* state = reinterpret_cast<Packed<S, 4>*>(ssm_state(t, layer) + static_cast<int64_t>(channel) * N);
         const float x = at<float>(l.u)[row << shift() | t], z = at<float>(l.z)[row << shift() | t];
         const float dt = fminf(fmaxf(softplus(small[2 * GN + h.head] + h.dt_bias), a.dt_min), a.dt_max);
         const float decay = exp2_fast(kLog2e * dt * h.A), dtx = dt * x;
@@ -619,13 +623,19 @@ class Step {
         ring.wait(ring_at);
 #pragma unroll 2
         for (int n = j; n < N / 4; n += kLanes) {
-          float4 v = from[n];
+          const Packed<S, 4> h0 = from[n];
+          Packed<S, 4> rounded = {};
+          float4 v;
           const float4 b = reinterpret_cast<const float4*>(B)[n], c = reinterpret_cast<const float4*>(C)[n];
-          v.x = fmaf(decay, v.x, dtx * b.x);
-          v.y = fmaf(decay, v.y, dtx * b.y);
-          v.z = fmaf(decay, v.z, dtx * b.z);
-          v.w = fmaf(decay, v.w, dtx * b.w);
-          if (own) state[n] = v;
+          v.x = fmaf(decay, h0[0], dtx * b.x);
+          v.y = fmaf(decay, h0[1], dtx * b.y);
+          v.z = fmaf(decay, h0[2], dtx * b.z);
+          v.w = fmaf(decay, h0[3], dtx * b.w);
+          rounded.set(0, to_state<S>(v.x));
+          rounded.set(1, to_state<S>(v.y));
+          rounded.set(2, to_state<S>(v.z));
+          rounded.set(3, to_state<S>(v.w));
+          if (own) state[n] = rounded;
           y += v.x * c.x + v.y * c.y + v.z * c.z + v.w * c.w;
         }
         ring.release(ring_at, count, l.state.shift);
@@ -653,7 +663,7 @@ class Step {
   int buffer = 0, sums_buffer = 0;  // of squares and sums: a warp may be a product ahead of those who still add up
 };
 
-template <typename W, bool kMamba2, int kTokens>
+template <typename W, typename S, bool kMamba2, int kTokens>
 __global__ void __launch_bounds__(kThreads + kWarp, 1)
     decode_step_kernel(const __grid_constant__ DecodeStepArgs args, const __grid_constant__ Exchange exchange,
                        const __grid_constant__ SharedLayout shape) {
@@ -663,7 +673,7 @@ __global__ void __launch_bounds__(kThreads + kWarp, 1)
   const Ring ring{base + shape.ring, barriers, reinterpret_cast<unsigned*>(barriers + kMaxStages), shape.stages,
                   shape.stage_bytes};
   ring.init();
-  Step<W, kMamba2, kTokens> step(args, exchange, shape, ring, base);
+  Step<W, S, kMamba2, kTokens> step(args, exchange, shape, ring, base);
   if (threadIdx.x < kThreads) {
     step.run();
   } else {
@@ -671,9 +681,9 @@ __global__ void __launch_bounds__(kThreads + kWarp, 1)
   }
 }
 
-template <typename W, bool kMamba2, int kTokens>
+template <typename W, typename S, bool kMamba2, int kTokens>
 void launch(DecodeStepArgs a, cudaStream_t stream) {
-  const auto kernel = decode_step_kernel<W, kMamba2, kTokens>;
+  const auto kernel = decode_step_kernel<W, S, kMamba2, kTokens>;
   const Device device = Device::current();
   SharedLayout shape = shared_layout(a, device);
   const int bytes = shape.ring + shape.stages * shape.stage_bytes;
@@ -692,9 +702,9 @@ bool decode_step_fits(const DecodeStepArgs& a) {
   const Device device = Device::current();
   const bool sizes = a.mamba2 ? a.n_groups <= kWarps : a.dt_rank_padded <= kMaxRank && a.d_state <= kMaxScanState;
   return a.tokens <= kMaxDecodeTokens && (a.tokens == 1 || a.tokens * a.d_inner <= kMaxHandedOver) &&
-         a.d_conv <= kMaxConv && sizes && can_wait(reinterpret_cast<const void*>(decode_step_kernel<float, false, 1>)) &&
-         device.cooperative != 0 &&
-         shared_layout(a, device).stages > 0;
+         a.d_conv <= kMaxConv && sizes &&
+         can_wait(reinterpret_cast<const void*>(decode_step_kernel<float, float, false, 1>)) &&
+         device.cooperative != 0 && shared_layout(a, device).stages > 0;
 }
 
 int64_t decode_step_workspace(const DecodeStepArgs& a) {
@@ -704,11 +714,13 @@ int64_t decode_step_workspace(const DecodeStepArgs& a) {
 
 void decode_step(const DecodeStepArgs& a, cudaStream_t stream) {
   with_element_type(a.dtype, [&]<typename W>(W) {
-    if (a.tokens == 1) {
-      a.mamba2 ? launch<W, true, 1>(a, stream) : launch<W, false, 1>(a, stream);
-    } else {
-      a.mamba2 ? launch<W, true, kMaxDecodeTokens>(a, stream) : launch<W, false, kMaxDecodeTokens>(a, stream);
-    }
+    with_state_type(a.state_type, [&]<typename S>(S) {
+      if (a.tokens == 1) {
+        a.mamba2 ? launch<W, S, true, 1>(a, stream) : launch<W, S, false, 1>(a, stream);
+      } else {
+        a.mamba2 ? launch<W, S, true, kMaxDecodeTokens>(a, stream) : launch<W, S, false, kMaxDecodeTokens>(a, stream);
+      }
+    });
   });
 }
 

@@ -44,8 +44,10 @@ struct DecodeStepArgs {
   const int32_t* ids;       // [T]
   const Segment* segments;  // [T], of one token each
   int tokens;               // 1 ... kMaxDecodeTokens
-  float* states;            // of slot 0: conv windows of all layers, then SSM states of all layers
-  int64_t slot_stride, conv_state, layer_conv_state, layer_ssm_state;  // floats
+  float* states;            // of slot 0: conv windows of all layers, then SSM states of all layers in state_type
+  DType state_type;         // F32, BF16
+  int64_t slot_stride, conv_state, layer_conv_state;  // floats
+  int64_t layer_ssm_state;                            // elements
   float* logits;            // [T, V], or null: states only
   void* workspace;          // decode_step_workspace bytes: zeros before the first step of so many tokens, then left alone
 };

@@ -10,6 +10,7 @@
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/math.cuh"
 #include "ops/cuda/selective_scan_tiles.cuh"
+#include "ops/cuda/state_type.cuh"
 #include "ops/cuda/vec.cuh"
 
 namespace m4j::cuda {
@@ -18,8 +19,8 @@ namespace {
 using namespace scan;
 
 // [N, E] at `states`: the team's part of it, zeros where there is no state or channel.
-template <typename S>
-__device__ void load_states(const SelectiveScanArgs& a, const Place<S>& at, const float* states, bool pairs,
+template <typename S, typename V>
+__device__ void load_states(const SelectiveScanArgs& a, const Place<S>& at, const V* states, bool pairs,
                             float (&h)[S::per_lane][2]) {
 #pragma unroll
   for (int i = 0; i < S::per_lane; ++i) {
@@ -30,14 +31,31 @@ __device__ void load_states(const SelectiveScanArgs& a, const Place<S>& at, cons
   }
 }
 
-template <typename S>
-__device__ void store_states(const SelectiveScanArgs& a, const Place<S>& at, float* states, bool pairs,
+template <typename S, typename V>
+__device__ void store_states(const SelectiveScanArgs& a, const Place<S>& at, V* states, bool pairs,
                              const float (&h)[S::per_lane][2]) {
 #pragma unroll
   for (int i = 0; i < S::per_lane; ++i) {
     const int n = S::state(at.lane, i);
-    store_pair(states + n * a.d_inner + at.channel, h[i][0], h[i][1], n < a.d_state ? at.owned : 0, pairs);
+    store_pair(states + n * a.d_inner + at.channel, to_float(to_state<V>(h[i][0])), to_float(to_state<V>(h[i][1])),
+               n < a.d_state ? at.owned : 0, pairs);
   }
+}
+
+// Those of the sequence's slot.
+template <typename S>
+__device__ void load_slot(const SelectiveScanArgs& a, const Place<S>& at, bool pairs, float (&h)[S::per_lane][2]) {
+  with_states(a.states, a.state_type, [&](const auto* states) {
+    load_states<S>(a, at, states + at.tokens.slot * a.slot_stride, pairs, h);
+  });
+}
+
+template <typename S>
+__device__ void store_slot(const SelectiveScanArgs& a, const Place<S>& at, bool pairs,
+                           const float (&h)[S::per_lane][2]) {
+  with_states(a.states, a.state_type, [&](auto* states) {
+    store_states<S>(a, at, states + at.tokens.slot * a.slot_stride, pairs, h);
+  });
 }
 
 // A in units of log2, for exp2.
@@ -161,7 +179,7 @@ __global__ void __launch_bounds__(kThreads, S::resident)
   float* ends = chunks.ends + (at.segment * chunks.count + at.chunk) * a.d_state * a.d_inner;
   if (at.chunk == 0) {
     float before[S::per_lane][2];
-    load_states<S>(a, at, a.states + at.tokens.slot * a.slot_stride, pairs, before);
+    load_slot<S>(a, at, pairs, before);
     store_states<S>(a, at, ends, pairs, before);
   }
   store_states<S>(a, at, ends + a.d_state * a.d_inner, pairs, h);
@@ -187,9 +205,8 @@ __global__ void __launch_bounds__(kThreads, S::resident)
   load_channels(a.D, at.channel, at.owned, D);
   let_next_start();
   wait_for_previous();
-  float* state = a.states + at.tokens.slot * a.slot_stride;
   if (at.chunk == 0 && at.last_chunk()) {
-    load_states<S>(a, at, state, pairs, h);
+    load_slot<S>(a, at, pairs, h);
   } else {
     // The slot's state belongs to the block of the last chunk, which replaces it; others have a copy.
     const float* ends = chunks.ends + at.segment * chunks.count * a.d_state * a.d_inner;
@@ -277,73 +294,107 @@ __global__ void __launch_bounds__(kThreads, S::resident)
     }
     __syncwarp();  // steps are read before they are overwritten
   }
-  if (at.last_chunk()) store_states<S>(a, at, state, pairs, h);
+  if (at.last_chunk()) store_slot<S>(a, at, pairs, h);
 }
 
-// Decode: one token of each segment; a thread is one channel with its states, of several segments so that A is read
-// less often.
-template <typename T>
+// Decode: one token of each segment; a thread has kChannels channels with their states, of several segments so that A
+// is read less often.
+template <typename T, typename V, int kChannels>
 __global__ void __launch_bounds__(kThreads)
     step_kernel(const __grid_constant__ SelectiveScanArgs a, unsigned row_blocks, unsigned segments, bool quads) {
   constexpr int kStates = 16;  // in registers
-  const unsigned e = blockIdx.x % row_blocks * kThreads + threadIdx.x;
+  using States = Packed<V, kChannels>;
+  const unsigned e = kChannels * (blockIdx.x % row_blocks * kThreads + threadIdx.x);
   if (e >= a.d_inner) return;
   const unsigned groups = static_cast<unsigned>(a.n_groups);
   const unsigned group = groups == 1 ? 0 : e / (static_cast<unsigned>(a.d_inner) / groups);
-  const float D = a.D ? a.D[e] : 0.0f, bias = a.delta_bias ? a.delta_bias[e] : 0.0f;
   const int64_t first = static_cast<int64_t>(blockIdx.x / row_blocks) * segments;
   const int64_t end = min(first + segments, a.segments.count);
   const bool in_registers = quads && a.d_state == kStates;
-  float A[kStates];
-  if (in_registers) {
+  float A[kStates][kChannels], D[kChannels], bias[kChannels];
 #pragma unroll
-    for (int n = 0; n < kStates; ++n) A[n] = a.A[n * a.d_inner + e] * kLog2e;
+  for (int c = 0; c < kChannels; ++c) {
+    D[c] = a.D ? a.D[e + c] : 0.0f;
+    bias[c] = a.delta_bias ? a.delta_bias[e + c] : 0.0f;
+#pragma unroll
+    for (int n = 0; n < kStates; ++n) A[n][c] = in_registers ? a.A[n * a.d_inner + e + c] * kLog2e : 0.0f;
   }
   let_next_start();
   for (int64_t s = first; s < end; ++s) {
     const Segment segment = a.segments.items[s];
-    float* h = a.states + segment.slot * a.slot_stride + e;
+    V* h = static_cast<V*>(a.states) + segment.slot * a.slot_stride + e;
     const T* B = static_cast<const T*>(a.B) + segment.row * a.ld_bc + group * a.d_state;
     const T* C = static_cast<const T*>(a.C) + segment.row * a.ld_bc + group * a.d_state;
-    const auto prepare = [&](float& delta, float& u) {
-      u = to_float(static_cast<const T*>(a.u)[segment.row * a.ld_u + e]);
-      delta = to_float(static_cast<const T*>(a.delta)[segment.row * a.ld_delta + e]) + bias;
-      if (a.delta_softplus) delta = softplus(delta);
+    const auto load = [&](const void* matrix, int64_t ld) {
+      return load_packed<kChannels>(static_cast<const T*>(matrix) + segment.row * ld + e);
     };
-    float y = 0, delta, u, hs[kStates];
+    States hs[kStates];
     if (in_registers) {
 #pragma unroll
-      for (int n = 0; n < kStates; ++n) hs[n] = h[n * a.d_inner];
+      for (int n = 0; n < kStates; ++n) hs[n] = load_packed<kChannels>(h + n * a.d_inner);
     }
     wait_for_previous();
-    const T gate = a.z ? static_cast<const T*>(a.z)[segment.row * a.ld_z + e] : T();
+    const Packed<T, kChannels> gate = a.z ? load(a.z, a.ld_z) : Packed<T, kChannels>{};
+    Packed<T, 4> Bs[kStates / 4], Cs[kStates / 4];
     if (in_registers) {
-      Packed<T, 4> Bs[kStates / 4], Cs[kStates / 4];
 #pragma unroll
       for (int i = 0; i < kStates / 4; ++i) {
         Bs[i] = load_packed<4>(B + 4 * i);
         Cs[i] = load_packed<4>(C + 4 * i);
       }
-      prepare(delta, u);
+    }
+    const Packed<T, kChannels> u = load(a.u, a.ld_u), raw_delta = load(a.delta, a.ld_delta);
+    float y[kChannels] = {}, delta[kChannels];
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) {
+      delta[c] = raw_delta[c] + bias[c];
+      if (a.delta_softplus) delta[c] = softplus(delta[c]);
+    }
+    // A step of state n: to y, and as the pool keeps it.
+    const auto step = [&](const States& before, const float (&A_n)[kChannels], float B_n, float C_n) {
+      States after = {};
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) {
+        const float v = fmaf(exp2_fast(delta[c] * A_n[c]), before[c], delta[c] * u[c] * B_n);
+        y[c] = fmaf(C_n, v, y[c]);
+        after.set(c, to_state<V>(v));
+      }
+      return after;
+    };
+    if (in_registers) {
 #pragma unroll
       for (int n = 0; n < kStates; ++n) {
-        hs[n] = fmaf(exp2_fast(delta * A[n]), hs[n], delta * u * Bs[n / 4][n % 4]);
-        y = fmaf(Cs[n / 4][n % 4], hs[n], y);
-        h[n * a.d_inner] = hs[n];
+        *reinterpret_cast<States*>(h + n * a.d_inner) = step(hs[n], A[n], Bs[n / 4][n % 4], Cs[n / 4][n % 4]);
       }
     } else {
-      prepare(delta, u);
 #pragma unroll 8
       for (int64_t n = 0; n < a.d_state; ++n) {
-        float& h_n = h[n * a.d_inner];
-        h_n = fmaf(exp2_fast(delta * (a.A[n * a.d_inner + e] * kLog2e)), h_n, delta * u * to_float(B[n]));
-        y = fmaf(to_float(C[n]), h_n, y);
+        States* stored = reinterpret_cast<States*>(h + n * a.d_inner);
+        float A_n[kChannels];
+#pragma unroll
+        for (int c = 0; c < kChannels; ++c) A_n[c] = a.A[n * a.d_inner + e + c] * kLog2e;
+        *stored = step(*stored, A_n, to_float(B[n]), to_float(C[n]));
       }
     }
-    y = fmaf(D, u, y);
-    if (a.z) y *= silu(to_float(gate));
-    static_cast<T*>(a.out)[segment.row * a.ld_out + e] = from_float<T>(y);
+    Packed<T, kChannels> out = {};
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) {
+      y[c] = fmaf(D[c], u[c], y[c]);
+      if (a.z) y[c] *= silu(gate[c]);
+      out.set(c, from_float<T>(y[c]));
+    }
+    *reinterpret_cast<Packed<T, kChannels>*>(static_cast<T*>(a.out) + segment.row * a.ld_out + e) = out;
   }
+}
+
+template <typename T, typename V, int kChannels>
+void launch_step(const SelectiveScanArgs& a, bool quads, cudaStream_t stream) {
+  constexpr int64_t kEnoughBlocks = 1280, kMostSegments = 8;
+  const auto row_blocks = static_cast<unsigned>(ceil_div(a.d_inner, kThreads * kChannels));
+  const int64_t segments = std::clamp<int64_t>(a.segments.count * row_blocks / kEnoughBlocks, 1, kMostSegments);
+  const unsigned blocks = row_blocks * static_cast<unsigned>(ceil_div(a.segments.count, segments));
+  launch_kernel("selective_scan", step_kernel<T, V, kChannels>, {.blocks = blocks, .threads = kThreads}, stream, a,
+                row_blocks, static_cast<unsigned>(segments), quads);
 }
 
 // Chunks cost nearly twice the exponentials: worth it while one walk leaves most of the GPU idle.
@@ -370,13 +421,10 @@ int64_t selective_scan_workspace(int64_t d_inner, int64_t d_state, const Segment
 void selective_scan(const SelectiveScanArgs& a, cudaStream_t stream) {
   const bool pairs = has_pairs(a), quads = has_quads(a);
   if (a.segments.longest == 1) {
-    const unsigned row_blocks = static_cast<unsigned>(ceil_div(a.d_inner, kThreads));
-    constexpr int64_t kEnoughBlocks = 1280, kMostSegments = 8;
-    const int64_t segments = std::clamp<int64_t>(a.segments.count * row_blocks / kEnoughBlocks, 1, kMostSegments);
-    const unsigned blocks = row_blocks * static_cast<unsigned>(ceil_div(a.segments.count, segments));
     with_element_type(a.dtype, [&]<typename T>(T) {
-      launch_kernel("selective_scan", step_kernel<T>, {.blocks = blocks, .threads = kThreads}, stream, a, row_blocks,
-                    static_cast<unsigned>(segments), quads);
+      with_state_type(a.state_type, [&]<typename V>(V) {
+        pairs ? launch_step<T, V, 2>(a, quads, stream) : launch_step<T, V, 1>(a, quads, stream);
+      });
     });
     return;
   }

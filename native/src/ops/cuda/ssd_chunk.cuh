@@ -17,6 +17,7 @@
 #include "ops/cuda/chain.cuh"
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/launch.cuh"
+#include "ops/cuda/state_type.cuh"
 
 namespace m4j::cuda::ssd {
 
@@ -226,12 +227,16 @@ struct SlabState {
   }
   __device__ void load(const SsdArgs& a, const Work& work, int warp, int lane) {
     clear();
-    const float* slot = a.states + work.segment.slot * a.slot_stride;
-    for_each(a, work, warp, lane, [&](float& v, int64_t i) { v = slot[i]; });
+    with_states(a.states, a.state_type, [&](const auto* states) {
+      const auto* slot = states + work.segment.slot * a.slot_stride;
+      for_each(a, work, warp, lane, [&](float& v, int64_t i) { v = to_float(slot[i]); });
+    });
   }
   __device__ void store(const SsdArgs& a, const Work& work, int warp, int lane) {
-    float* slot = a.states + work.segment.slot * a.slot_stride;
-    for_each(a, work, warp, lane, [&](float& v, int64_t i) { slot[i] = v; });
+    with_states(a.states, a.state_type, [&]<typename S>(S* states) {
+      S* slot = states + work.segment.slot * a.slot_stride;
+      for_each(a, work, warp, lane, [&](float& v, int64_t i) { slot[i] = to_state<S>(v); });
+    });
   }
 
   __device__ void scale(float factor) {

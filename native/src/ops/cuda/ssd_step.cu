@@ -3,6 +3,7 @@
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/math.cuh"
+#include "ops/cuda/state_type.cuh"
 #include "ops/cuda/vec.cuh"
 
 namespace m4j::cuda {
@@ -39,11 +40,11 @@ struct RowPart {
 
 // A team of kLanes lanes walks time for kRows rows of the state, so that many bytes are under way. Rows of one part
 // stay in registers from token to token (kResident); longer ones go through memory, part by part.
-template <typename T, int kWidth, int kVectors, int kRows, bool kResident>
+template <typename T, typename S, int kWidth, int kVectors, int kRows, bool kResident>
 __global__ void __launch_bounds__(kThreads, 5)
     ssd_step_kernel(const __grid_constant__ SsdArgs a, unsigned head_blocks) {
   constexpr int kPart = kWidth * kLanes * kVectors;
-  using States = RowPart<float, kWidth, kVectors>;
+  using States = RowPart<S, kWidth, kVectors>;
   using Inputs = RowPart<T, kWidth, kVectors>;
   const unsigned heads = static_cast<unsigned>(a.heads), item = blockIdx.x / head_blocks, head = item % heads;
   const Segment segment = a.segments.items[item / heads];
@@ -51,7 +52,7 @@ __global__ void __launch_bounds__(kThreads, 5)
   // Rows p0, p0 + kTeams, ...: those of a warp are neighbours.
   const int p0 = (blockIdx.x % head_blocks * kWarps + threadIdx.x / 32) * kTeams * kRows + threadIdx.x % 32 / kLanes;
   const int rows = static_cast<int>(a.headdim) - p0;  // left from p0 on
-  float* state = a.states + segment.slot * a.slot_stride + (head * a.headdim + p0) * a.d_state;
+  S* state = static_cast<S*>(a.states) + segment.slot * a.slot_stride + (head * a.headdim + p0) * a.d_state;
 
   States h[kRows];
   const auto load = [&](int64_t begin) {
@@ -98,7 +99,7 @@ __global__ void __launch_bounds__(kThreads, 5)
           for (int k = 0; k < kWidth; ++k) {
             const float v = fmaf(decay, h[r].vectors[q][k], input * B_part.vectors[q][k]);
             y[r] = fmaf(C_part.vectors[q][k], v, y[r]);
-            h[r].vectors[q].set(k, v);
+            h[r].vectors[q].set(k, to_state<S>(v));
           }
         }
       }
@@ -118,11 +119,11 @@ __global__ void __launch_bounds__(kThreads, 5)
   if constexpr (kResident) store(0);
 }
 
-template <typename T, int kWidth, int kVectors, int kRows, bool kResident>
+template <typename T, typename S, int kWidth, int kVectors, int kRows, bool kResident>
 void launch(const SsdArgs& a, cudaStream_t stream) {
   const int64_t head_blocks = ceil_div(a.headdim, kWarps * kTeams * kRows);
   const unsigned blocks = static_cast<unsigned>(head_blocks * a.heads * a.segments.count);
-  launch_kernel("ssd_step", ssd_step_kernel<T, kWidth, kVectors, kRows, kResident>,
+  launch_kernel("ssd_step", ssd_step_kernel<T, S, kWidth, kVectors, kRows, kResident>,
                 {.blocks = blocks, .threads = kThreads}, stream, a, static_cast<unsigned>(head_blocks));
 }
 
@@ -130,14 +131,19 @@ void launch(const SsdArgs& a, cudaStream_t stream) {
 
 void ssd_step(const SsdArgs& a, cudaStream_t stream) {
   with_element_type(a.dtype, [&]<typename T>(T) {
-    const bool quads = a.d_state % 4 == 0 && a.ld_bc % 4 == 0 && a.slot_stride % 4 == 0 && is_aligned(a.states, 16) &&
-                       is_aligned(a.B, 4 * sizeof(T)) && is_aligned(a.C, 4 * sizeof(T));
-    const bool few = a.heads * a.headdim * a.segments.count < 64 * 1024;  // rows: one each fills the GPU better
-    if (!quads) return launch<T, 1, 4, 1, false>(a, stream);
-    if (a.d_state <= 32) return launch<T, 4, 1, 4, true>(a, stream);
-    if (a.d_state <= 64) return launch<T, 4, 2, 2, true>(a, stream);
-    if (a.d_state > 128) return launch<T, 4, 4, 1, false>(a, stream);
-    few ? launch<T, 4, 4, 1, true>(a, stream) : launch<T, 4, 4, 2, true>(a, stream);
+    with_state_type(a.state_type, [&]<typename S>(S) {
+      // Widths are 16 bytes of the state, rows so many that a lane has the same number of bytes under way.
+      constexpr int kWidth = kVecOf16Bytes<S>, kMore = kWidth / 4;
+      const bool vectors = a.d_state % kWidth == 0 && a.ld_bc % kWidth == 0 && a.slot_stride % kWidth == 0 &&
+                           is_aligned(a.states, 16) && is_aligned(a.B, 16) && is_aligned(a.C, 16);
+      const bool few = a.heads * a.headdim * a.segments.count < 64 * 1024;  // rows: one each fills the GPU better
+      if (!vectors) return launch<T, S, 1, 4, 1, false>(a, stream);
+      if (a.d_state <= 32) return launch<T, S, 4, 1, 4, true>(a, stream);
+      if (a.d_state <= 64) return launch<T, S, kWidth, 2 / kMore, 2 * kMore, true>(a, stream);
+      if (a.d_state > 128) return launch<T, S, kWidth, 4 / kMore, 1, false>(a, stream);
+      few ? launch<T, S, kWidth, 4 / kMore, 1, true>(a, stream)
+          : launch<T, S, kWidth, 4 / kMore, 2 * kMore, true>(a, stream);
+    });
   });
 }
 

@@ -120,7 +120,7 @@ final class ModelLoader {
     return new Model(folder, config, engine, parameters, weightBytes, handle);
   }
 
-  private static MemorySegment describe(ModelConfig config, Arena arena) {
+  private MemorySegment describe(ModelConfig config, Arena arena) {
     MemorySegment struct = m4j_model_config.allocate(arena);
     m4j_model_config.struct_size(struct, m4j_model_config.sizeof());
     m4j_model_config.family(
@@ -129,6 +129,12 @@ final class ModelLoader {
           case MAMBA1 -> mamba4j_h.M4J_MAMBA1();
           case FALCON_MAMBA -> mamba4j_h.M4J_FALCON_MAMBA();
           case MAMBA2 -> mamba4j_h.M4J_MAMBA2();
+        });
+    m4j_model_config.state_type(
+        struct,
+        switch (options.stateType()) {
+          case F32 -> mamba4j_h.M4J_F32();
+          case BF16 -> mamba4j_h.M4J_BF16();
         });
     m4j_model_config.n_layer(struct, config.layers());
     m4j_model_config.vocab_size(struct, config.vocabSize());

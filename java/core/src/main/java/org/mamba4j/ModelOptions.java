@@ -10,6 +10,7 @@ import java.util.Objects;
  * @param weights whether weights stay in the mapped files
  * @param weightType element type of the matrices; another one than {@link WeightType#STORED} has them converted into
  *     native memory while loading, which reads the files once and lets go of them
+ * @param stateType element type of the SSM states of sequences; {@link StateType#BF16} needs a GPU
  * @param progress hears about downloading and reading
  */
 public record ModelOptions(
@@ -17,6 +18,7 @@ public record ModelOptions(
     Engine engine,
     Weights weights,
     WeightType weightType,
+    StateType stateType,
     ProgressListener progress) {
 
   /** Where weights live. */
@@ -32,52 +34,63 @@ public record ModelOptions(
   }
 
   private static final ModelOptions DEFAULTS =
-      new ModelOptions(EngineOptions.defaults(), null, Weights.MAPPED, WeightType.STORED, (what, done, total) -> {});
+      new ModelOptions(
+          EngineOptions.defaults(), null, Weights.MAPPED, WeightType.STORED, StateType.F32, (what, done, total) -> {});
 
   public ModelOptions {
     Objects.requireNonNull(engineOptions, "engineOptions");
     Objects.requireNonNull(weights, "weights");
     Objects.requireNonNull(weightType, "weightType");
+    Objects.requireNonNull(stateType, "stateType");
     Objects.requireNonNull(progress, "progress");
   }
 
-  /** An engine of its own with default options, mapped weights as they are stored, no progress reports. */
+  /** An engine of its own with default options, mapped weights as they are stored, float32 states, no reports. */
   public static ModelOptions defaults() {
     return DEFAULTS;
   }
 
   /** These options with another device for the model's own engine. */
   public ModelOptions withDevice(Device device) {
-    return new ModelOptions(engineOptions.withDevice(device), engine, weights, weightType, progress);
+    return new ModelOptions(engineOptions.withDevice(device), engine, weights, weightType, stateType, progress);
   }
 
   /** These options with another number of threads for the model's own engine, 0 for the default. */
   public ModelOptions withThreads(int threads) {
-    return new ModelOptions(engineOptions.withThreads(threads), engine, weights, weightType, progress);
+    return new ModelOptions(engineOptions.withThreads(threads), engine, weights, weightType, stateType, progress);
   }
 
   /** These options with another instruction set for the model's own engine, null for the best. */
   public ModelOptions withSimdTarget(String simdTarget) {
-    return new ModelOptions(engineOptions.withSimdTarget(simdTarget), engine, weights, weightType, progress);
+    return new ModelOptions(engineOptions.withSimdTarget(simdTarget), engine, weights, weightType, stateType, progress);
   }
 
   /** These options with an engine to share, which stays the caller's to close. */
   public ModelOptions withEngine(Engine engine) {
-    return new ModelOptions(engineOptions, Objects.requireNonNull(engine, "engine"), weights, weightType, progress);
+    Objects.requireNonNull(engine, "engine");
+    return new ModelOptions(engineOptions, engine, weights, weightType, stateType, progress);
   }
 
   /** These options with another place for the weights. */
   public ModelOptions withWeights(Weights weights) {
-    return new ModelOptions(engineOptions, engine, weights, weightType, progress);
+    return new ModelOptions(engineOptions, engine, weights, weightType, stateType, progress);
   }
 
   /** These options with another element type for the matrices in memory. */
   public ModelOptions withWeightType(WeightType weightType) {
-    return new ModelOptions(engineOptions, engine, weights, weightType, progress);
+    return new ModelOptions(engineOptions, engine, weights, weightType, stateType, progress);
+  }
+
+  /**
+   * These options with another element type for the SSM states of sequences. Loading a model on the CPU with another
+   * one than {@link StateType#F32} is an {@link UnsupportedOperationException}.
+   */
+  public ModelOptions withStateType(StateType stateType) {
+    return new ModelOptions(engineOptions, engine, weights, weightType, stateType, progress);
   }
 
   /** These options with a listener. */
   public ModelOptions withProgress(ProgressListener progress) {
-    return new ModelOptions(engineOptions, engine, weights, weightType, progress);
+    return new ModelOptions(engineOptions, engine, weights, weightType, stateType, progress);
   }
 }

@@ -5,8 +5,8 @@ import java.util.regex.Pattern;
 
 /**
  * Element type that the matrices of a model have in memory: in_proj, x_proj, dt_proj, out_proj, the embedding and the
- * head. Norms, biases, convolution, A and D keep the type that the checkpoint stores; state and arithmetic are always
- * float32.
+ * head. Norms, biases, convolution, A and D keep the type that the checkpoint stores; arithmetic is always float32, and
+ * so is the state unless {@link StateType} says otherwise.
  */
 public enum WeightType {
   /** As the checkpoint stores them; they need not be read at load. */

@@ -40,7 +40,7 @@ import picocli.CommandLine.ParameterException;
 final class BenchCommand extends CliCommand {
   static final int TTFT_PROMPT = 16;
 
-  @Mixin ModelOption model;
+  @Mixin LoadOptions model;
   @Mixin DeviceOptions device;
 
   @Option(names = "--prefill", paramLabel = "N", defaultValue = "512", description = "Tokens of the long prompt.")
@@ -64,7 +64,7 @@ final class BenchCommand extends CliCommand {
 
     Map<String, Object> figures = new LinkedHashMap<>();
     try (Engine engine = Engine.create(device.engineOptions())) {
-      ModelOptions options = ModelOptions.defaults().withEngine(engine).withWeightType(model.weights);
+      ModelOptions options = model.options(engine).withProgress((what, done, total) -> {});
       figures.put("load_ms", Spread.seconds(repeat, () -> Model.load(folder, options).close()).milliseconds());
       try (Model loaded = Model.load(folder, options);
           Session session = loaded.newSession()) {

@@ -42,7 +42,7 @@ import picocli.CommandLine.ParameterException;
       "  mamba4j generate --model tests/goldens/mamba1-tied --ids 1,2,3 --max-new-tokens 5 --json"
     })
 final class GenerateCommand extends CliCommand {
-  @Mixin ModelOption model;
+  @Mixin LoadOptions model;
 
   @ArgGroup(exclusive = true, multiplicity = "1")
   Prompt prompt;

@@ -26,7 +26,7 @@ import picocli.CommandLine.Option;
       "  mamba4j inspect --model tests/models/mamba2-java-9m --weights int8 --json"
     })
 final class InspectCommand extends CliCommand {
-  @Mixin ModelOption model;
+  @Mixin LoadOptions model;
   @Mixin DeviceOptions device;
 
   @Option(names = "--json", description = "Print one JSON object.", defaultValue = "false")

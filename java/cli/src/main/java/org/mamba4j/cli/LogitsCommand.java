@@ -38,7 +38,7 @@ import picocli.CommandLine.ParameterException;
       "  mamba4j logits --model tests/goldens/mamba1-tied --ids '1,2,3,4,5' --split 2,1 --out logits.safetensors"
     })
 final class LogitsCommand extends CliCommand {
-  @Mixin ModelOption model;
+  @Mixin LoadOptions model;
 
   @Option(
       names = "--ids",

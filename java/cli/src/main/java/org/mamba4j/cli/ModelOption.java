@@ -4,20 +4,16 @@ import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.regex.Pattern;
-import org.mamba4j.Engine;
-import org.mamba4j.Model;
-import org.mamba4j.ModelOptions;
 import org.mamba4j.ProgressListener;
 import org.mamba4j.WeightType;
 import org.mamba4j.hub.Hub;
-import org.mamba4j.text.TextModel;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
 import picocli.CommandLine.Spec;
 import picocli.CommandLine.Spec.Target;
 
 /** Which model. */
-final class ModelOption {
+class ModelOption {
   /** Set by the launcher when standard error is a terminal, which Java cannot find out. */
   static final String TERMINAL_PROPERTY = "org.mamba4j.cli.terminal";
 
@@ -62,25 +58,6 @@ final class ModelOption {
       throw new IOException(
           "there is no folder '%s', and no model of that name to download: %s".formatted(model, Errors.describe(e)), e);
     }
-  }
-
-  /** The model on an engine that stays the caller's. */
-  Model load(Engine engine) throws IOException {
-    return Model.load(folder(), options(engine));
-  }
-
-  /** The model with its tokenizer, if it has one. */
-  TextModel loadText(Engine engine) throws IOException {
-    return loadText(engine, weights);
-  }
-
-  /** With its matrices in another type than {@code --weights} says. */
-  TextModel loadText(Engine engine, WeightType type) throws IOException {
-    return TextModel.load(folder(), options(engine).withWeightType(type));
-  }
-
-  ModelOptions options(Engine engine) {
-    return ModelOptions.defaults().withEngine(engine).withWeightType(weights).withProgress(progress());
   }
 
   ProgressListener progress() {

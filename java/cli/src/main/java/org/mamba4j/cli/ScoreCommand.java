@@ -34,7 +34,7 @@ import picocli.CommandLine.Option;
       "  mamba4j score --model tests/models/mamba2-java-9m --weights int8 --against f32 --prompt-file Main.java"
     })
 final class ScoreCommand extends CliCommand {
-  @Mixin ModelOption model;
+  @Mixin LoadOptions model;
 
   @ArgGroup(exclusive = true, multiplicity = "1")
   Prompt prompt;

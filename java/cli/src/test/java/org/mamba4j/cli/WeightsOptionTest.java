@@ -10,6 +10,7 @@ import java.io.PrintWriter;
 import java.io.StringWriter;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.Arrays;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
@@ -51,6 +52,17 @@ class WeightsOptionTest {
     assertEquals(dtypes, json.get("weight_dtype"));
     double bytes = ((Number) json.get("weight_bytes")).doubleValue() / ((Number) json.get("parameters")).doubleValue();
     assertTrue(least <= bytes && bytes <= most, "bytes a parameter: " + bytes);
+  }
+
+  @Test
+  void statesInBfloat16NeedAGpu() {
+    for (String command : new String[] {"inspect", "score", "generate"}) {
+      Object[] words = {command, "--model", DEMO, "--state", "bf16", "--prompt", "int i"};
+      Output output = run(command.equals("inspect") ? Arrays.copyOf(words, 5) : words);
+      assertEquals(1, output.code());
+      assertTrue(output.err().contains("bfloat16 states are for GPUs, the CPU keeps float32"), output.err());
+      assertEquals(0, run("inspect", "--model", DEMO, "--state", "f32").code());
+    }
   }
 
   @Test

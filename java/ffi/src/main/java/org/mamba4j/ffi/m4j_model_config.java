@@ -17,7 +17,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  * struct m4j_model_config {
  *     uint64_t struct_size;
  *     int32_t family;
- *     int32_t reserved;
+ *     int32_t state_type;
  *     int64_t n_layer;
  *     int64_t vocab_size;
  *     int64_t d_model;
@@ -45,7 +45,7 @@ public class m4j_model_config {
     private static final GroupLayout $LAYOUT = MemoryLayout.structLayout(
         mamba4j_h.C_LONG.withName("struct_size"),
         mamba4j_h.C_INT.withName("family"),
-        mamba4j_h.C_INT.withName("reserved"),
+        mamba4j_h.C_INT.withName("state_type"),
         mamba4j_h.C_LONG.withName("n_layer"),
         mamba4j_h.C_LONG.withName("vocab_size"),
         mamba4j_h.C_LONG.withName("d_model"),
@@ -158,48 +158,48 @@ public class m4j_model_config {
         struct.set(family$LAYOUT, family$OFFSET, fieldValue);
     }
 
-    private static final OfInt reserved$LAYOUT = (OfInt)$LAYOUT.select(groupElement("reserved"));
+    private static final OfInt state_type$LAYOUT = (OfInt)$LAYOUT.select(groupElement("state_type"));
 
     /**
      * Layout for field:
      * {@snippet lang=c :
-     * int32_t reserved
+     * int32_t state_type
      * }
      */
-    public static final OfInt reserved$layout() {
-        return reserved$LAYOUT;
+    public static final OfInt state_type$layout() {
+        return state_type$LAYOUT;
     }
 
-    private static final long reserved$OFFSET = $LAYOUT.byteOffset(groupElement("reserved"));
+    private static final long state_type$OFFSET = $LAYOUT.byteOffset(groupElement("state_type"));
 
     /**
      * Offset for field:
      * {@snippet lang=c :
-     * int32_t reserved
+     * int32_t state_type
      * }
      */
-    public static final long reserved$offset() {
-        return reserved$OFFSET;
+    public static final long state_type$offset() {
+        return state_type$OFFSET;
     }
 
     /**
      * Getter for field:
      * {@snippet lang=c :
-     * int32_t reserved
+     * int32_t state_type
      * }
      */
-    public static int reserved(MemorySegment struct) {
-        return struct.get(reserved$LAYOUT, reserved$OFFSET);
+    public static int state_type(MemorySegment struct) {
+        return struct.get(state_type$LAYOUT, state_type$OFFSET);
     }
 
     /**
      * Setter for field:
      * {@snippet lang=c :
-     * int32_t reserved
+     * int32_t state_type
      * }
      */
-    public static void reserved(MemorySegment struct, int fieldValue) {
-        struct.set(reserved$LAYOUT, reserved$OFFSET, fieldValue);
+    public static void state_type(MemorySegment struct, int fieldValue) {
+        struct.set(state_type$LAYOUT, state_type$OFFSET, fieldValue);
     }
 
     private static final OfLong n_layer$LAYOUT = (OfLong)$LAYOUT.select(groupElement("n_layer"));
