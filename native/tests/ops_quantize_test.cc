@@ -198,7 +198,7 @@ TEST_P(QuantisedWeights, LinearEqualsWidenedWeights) {
     for (const float size : {1.0f, 1e-3f, 1e-6f}) {  // the scales of the smaller ones are subnormal
       const Product product = Product::random(random, 96, 37, t, size);
       const std::vector<float> wide = widened(product.weight, t);
-      for (int64_t tokens = 1; tokens <= 20; ++tokens) {
+      for (const int64_t tokens : {1, 2, 3, 4, 5, 6, 9, 16, 18}) {  // around the sizes of tiles
         SCOPED_TRACE(name_of(t) + " size " + std::to_string(size) + " tokens " + std::to_string(tokens));
         const std::vector<float> x = random.normal(tokens * product.in);
         const std::vector<float> expected = product.run(plain_runner(), x, wide.data(), DType::kF32);
