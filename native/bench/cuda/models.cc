@@ -10,13 +10,13 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "measure.h"
 #include "random_model.h"
 
 namespace m4j::bench {
@@ -85,15 +85,6 @@ constexpr double kMaxBatchError = 0.08;
 
 // A sequence in a batch must give what it gives alone: the norm of the difference of its logits, relative. Two steps of
 // one token, after a prompt.
-double relative_error(const float* actual, const float* exact, int64_t n) {
-  double difference = 0, size = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    difference += std::pow(static_cast<double>(actual[i]) - exact[i], 2);
-    size += std::pow(static_cast<double>(exact[i]), 2);
-  }
-  return std::sqrt(difference / size);
-}
-
 double batch_error(RandomModel& model, const std::vector<m4j_slot>& slots, int64_t prompt) {
   const auto n = static_cast<int64_t>(slots.size()), V = model.vocab_size();
   const std::vector<int32_t> ids = tokens(n * (prompt + 2), V);
@@ -112,7 +103,7 @@ double batch_error(RandomModel& model, const std::vector<m4j_slot>& slots, int64
     return std::vector<float>(logits + (some.size() - 1) * V, logits + some.size() * V);
   };
   const std::vector<float> batch = last(slots, 0), alone = last({slots.back()}, n - 1);
-  return relative_error(batch.data(), alone.data(), V);
+  return relative_error(batch, alone.data());
 }
 
 // Steps of eight sequences through both models: how far the logits have come apart.
@@ -132,7 +123,7 @@ void compare_states(const char* name, RandomModel& narrow, RandomModel& wide) {
     const float* exact = wide.advance(wide_slots, some, look ? M4J_LOGITS_LAST : M4J_LOGITS_NONE);
     const float* actual = narrow.advance(narrow_slots, some, look ? M4J_LOGITS_LAST : M4J_LOGITS_NONE);
     if (!look) continue;
-    const double error = relative_error(actual, exact, kSequences * V);
+    const double error = relative_error({actual, actual + kSequences * V}, exact);
     std::printf("  %.1e after %lld", error, static_cast<long long>(checks[check++]));
   }
   std::printf(" steps\n");

@@ -76,9 +76,14 @@ public final class TestData {
     return new Random(seed).ints(count, 0, Math.toIntExact(vocabulary)).toArray();
   }
 
+  /** Whether an instruction set adds quantised weights times activations of 16 bits in integers. */
+  public static boolean addsIntegers(String simdTarget) {
+    return simdTarget.equals("amx") || simdTarget.equals("avx3_vnni");
+  }
+
   /** How far the logits of quantised matrices may be from those of the same matrices widened, on an instruction set. */
   public static double quantisedTolerance(String simdTarget) {
-    return simdTarget.equals("amx") || simdTarget.equals("avx3_vnni") ? 5e-4 : 1e-5; // activations of 16 bits
+    return addsIntegers(simdTarget) ? 5e-4 : 1e-5;
   }
 
   /** |found - expected| / |expected|, Euclidean. */

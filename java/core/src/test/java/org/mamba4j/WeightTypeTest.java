@@ -95,7 +95,7 @@ class WeightTypeTest {
       ModelOptions options = ModelOptions.defaults().withSimdTarget(target);
       try (Model quantised = Model.load(TestData.golden(golden), options.withWeightType(type));
           Model widened = Model.load(folder, options)) {
-        if (target.equals("amx") || target.equals("avx3_vnni")) { // add in integers
+        if (TestData.addsIntegers(target)) {
           double error = TestData.relativeError(logits(widened), logits(quantised));
           assertTrue(error < TestData.quantisedTolerance(target), target + ": relative error " + error);
         } else {
