@@ -173,7 +173,7 @@ enum { M4J_MAMBA1 = 1, M4J_FALCON_MAMBA = 2, M4J_MAMBA2 = 3 };
 /* Dimensions, and how states are kept. Every weight is checked against them. Fields that a family lacks are 0. */
 typedef struct m4j_model_config {
   uint64_t struct_size;
-  int32_t family;    /* M4J_MAMBA1, M4J_FALCON_MAMBA, M4J_MAMBA2 */
+  int32_t family;     /* M4J_MAMBA1, M4J_FALCON_MAMBA, M4J_MAMBA2 */
   int32_t state_type; /* of the SSM states in their pool: M4J_F32, or on a GPU M4J_BF16, see m4j_advance */
   int64_t n_layer;
   int64_t vocab_size; /* rows of the embedding, padding included */
@@ -351,9 +351,9 @@ M4J_API void m4j_queue_release(m4j_queue* queue);
 M4J_API void m4j_queue_close(m4j_queue* queue);
 
 /* Submits an m4j_advance on states of the queue's engine. Wrong arguments and slots are refused here, and then there is
- * no completion; lack of memory, and more logits than a GPU samples from, come with the completion. From here to the completion the slots are in use: other calls on them get
- * M4J_ERR_BUSY. So long what args points to must stay valid, and unchanged but for the outputs; args itself is copied.
- * `tag` is the caller's name for the call. */
+ * no completion; lack of memory, and more logits than a GPU samples from, come with the completion. From here to the
+ * completion the slots are in use: other calls on them get M4J_ERR_BUSY. So long what args points to must stay valid, and
+ * unchanged but for the outputs; args itself is copied. `tag` is the caller's name for the call. */
 M4J_API m4j_status m4j_queue_advance(m4j_queue* queue, m4j_states* states, const m4j_advance_args* args, uint64_t tag,
                                      m4j_error* err);
 
@@ -452,8 +452,8 @@ M4J_API m4j_status m4j_rms_norm(m4j_engine* engine, const m4j_rms_norm_args* arg
 
 /* out = x weight^T + bias, as if the weight were widened to float32. Only where the instruction set is "amx" or
  * "avx3_vnni" and the weight Q8_0 or Q4_0, the 32 numbers of x that meet a block are rounded to 16 bits in a unit of
- * their own, that of the largest, which changes out by about 3e-5 of its norm. On the CPU each row has the same bits alone
- * and among others. */
+ * their own, that of the largest, which changes out by about 3e-5 of its norm. On the CPU each row has the same bits
+ * alone and among others. */
 typedef struct m4j_linear_args {
   uint64_t struct_size;
   m4j_tensor x;      /* [rows, in], rows contiguous */

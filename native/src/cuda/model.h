@@ -55,9 +55,9 @@ class Model {
 
  private:
   DeviceBuffer memory_;
-  DeviceBuffer decode_layers_;  // DecodeLayer [n_layer]; empty for quantised weights
+  DeviceBuffer decode_layers_;                   // DecodeLayer [n_layer]; empty for quantised weights
   std::vector<DeviceBuffer> decode_workspaces_;  // of one token, of two, ...
-  int64_t decode_tokens_ = 0;   // what the decode kernel takes of this model at a time
+  int64_t decode_tokens_ = 0;                    // what the decode kernel takes of this model at a time
 };
 
 }  // namespace m4j::cuda

@@ -50,7 +50,7 @@ struct Operands {
   const float* bias;  // optional, of the tile's first output
   float* out;         // [MT, NT]
   int64_t ld_out;
-  Ahead* ahead;       // of Layout::kPackedAhead
+  Ahead* ahead;  // of Layout::kPackedAhead
 };
 
 // How a tile finds its weights: in place, row by row; or packed, the NT rows interleaved vector by vector, zero-padded,
@@ -81,8 +81,8 @@ HWY_INLINE void step(Vec* HWY_RESTRICT acc, const float* HWY_RESTRICT x, int64_t
   }
 }
 
-// MT tokens x NT outputs. In place, it also asks for the weights of the NT outputs after its own,
-// which a single pass over the weights needs next; the hardware does not see that far because rows are short.
+// MT tokens x NT outputs. In place, it also asks for the weights of the NT outputs after its own, which a single pass
+// over the weights needs next; the hardware does not see that far because rows are short.
 template <class W, Layout kLayout, int MT, int NT>
 HWY_NOINLINE void tile(const Operands& a, const uint8_t* HWY_RESTRICT w) {
   constexpr bool kPacked = kLayout != Layout::kInPlace;
@@ -265,7 +265,7 @@ void linear(const LinearArgs& a, const Share& share) {
     Ahead ahead(w + stop * row_bytes, (std::min(stop + outputs, end) - stop) * row_bytes);
     pack_panel<W>(w + n * row_bytes, row_bytes, stop - n, a.in, share.scratch);
     kAhead && a.tokens <= kAheadTokens ? all_tokens<Layout::kPackedAhead>(a, share.scratch, n, stop, &ahead)
-                             : all_tokens<Layout::kPacked>(a, share.scratch, n, stop, nullptr);
+                                       : all_tokens<Layout::kPacked>(a, share.scratch, n, stop, nullptr);
   }
 }
 

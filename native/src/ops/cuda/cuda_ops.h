@@ -6,9 +6,8 @@
 //
 // Activations are token-major in one 16- or 32-bit type: rows are the tokens of a ragged batch, one after the other.
 // Sums, the residual stream and all small weights are float32, and so is arithmetic on states, which a pool may keep in
-// bfloat16 (state_type.cuh). `ld*` are row strides in elements; all pointers
-// are device pointers; rows of activations start at multiples of 16 bytes. T tokens, E d_inner, N d_state, H heads,
-// P headdim, G groups, K d_conv, S slots.
+// bfloat16 (state_type.cuh). `ld*` are row strides in elements; all pointers are device pointers; rows of activations
+// start at multiples of 16 bytes. T tokens, E d_inner, N d_state, H heads, P headdim, G groups, K d_conv, S slots.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -399,7 +399,7 @@ class Row {
   const unsigned blocks, rank;  // of the row, of this block among them
   int lead, begin, end;         // of the warp's vectors
   int turn = 0;                 // of s.of_blocks
-  float largest;         // score
+  float largest;                // score
 };
 
 __global__ void __launch_bounds__(kThreads) sample_kernel(const __grid_constant__ SampleArgs a) {
