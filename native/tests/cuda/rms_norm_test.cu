@@ -67,6 +67,7 @@ TEST(CudaRmsNorm, EveryKindOfAnySize) {
     for (DType dtype : kDTypes) {
       for (Kind kind : kKinds) {
         for (int64_t gap : {0, 3, 8}) {
+          if (random.left_out()) continue;
           SCOPED_TRACE(name_of(dtype) + ", D " + std::to_string(s.dim) + ", G " + std::to_string(s.n_groups) +
                        ", kind " + std::to_string(static_cast<int>(kind)) + ", gap " + std::to_string(gap));
           const Problem problem(random, dtype, s.tokens, s.dim, s.n_groups, kind);

@@ -53,6 +53,7 @@ TEST(CudaSample, TokensEqualTheReferences) {
   Random random(m4j::test::run_seed());
   SCOPED_TRACE("M4J_TEST_SEED=" + std::to_string(m4j::test::run_seed()));
   for (const int64_t V : {1, 2, 13, 37, 207, 513, 1025, 4098, 8193, 50277, 50280, 130001}) {
+    if (random.left_out()) continue;
     const SampleProblem problem(V > 10000 ? 64 : 200, V, random);
     const std::vector<SampleResult> expected = problem.expected();
     const int64_t ld = V + random.ids(1, 5)[0];
@@ -72,6 +73,7 @@ TEST(CudaSample, ARowIsSampledAloneAsInABatch) {
   const std::vector<SampleItem> items = problem.items();
   const std::vector<SampleResult> batch = run(problem.logits, problem.V, items, problem.V);
   for (size_t r = 0; r < items.size(); ++r) {
+    if (random.left_out()) continue;
     const std::vector<SampleResult> alone = run(problem.logits, problem.V, {items[r]}, problem.V);
     EXPECT_EQ(alone[0].token, batch[r].token);
     EXPECT_EQ(alone[0].log_prob, batch[r].log_prob);
@@ -83,6 +85,7 @@ TEST(CudaSample, RowsSharedByBlocks) {
   Random random(m4j::test::run_seed());
   for (const int64_t V : {4097, 8191, 16387, 24579, 50277, 65537}) {
     for (const int64_t count : {1, 3, 16, 17, 33, 67}) {
+      if (random.left_out()) continue;
       const SampleProblem problem(count, V, random);
       expect_same(run(problem.logits, V, problem.items(), V + count % 4), problem.expected(), problem);
     }
@@ -94,6 +97,7 @@ TEST(CudaSample, CrowdedBins) {
   Random random(m4j::test::run_seed());
   for (const int64_t V : {50280, 100003}) {
     for (const float spread : {0.0f, 1e-6f, 1e-3f}) {
+      if (random.left_out()) continue;
       SampleProblem problem(12, V, random);
       problem.logits = random.normal(12 * V, spread);
       for (float& v : problem.logits) v += 7;

@@ -124,7 +124,7 @@ class CudaTensorOps : public ApiTest {
   }
   static double tolerance(int32_t dtype) { return dtype == M4J_F32 ? 1e-5 : dtype == M4J_F16 ? 1e-3 : 8e-3; }
 
-  const EnginePtr cpu = make_engine(2), gpu = make_gpu_engine();
+  const EnginePtr cpu = make_engine(2, "reference"), gpu = make_gpu_engine();
 };
 
 TEST_F(CudaTensorOps, SelectiveScan) {

@@ -2,8 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <utility>
 
 namespace m4j::test {
 namespace {
@@ -44,6 +46,14 @@ std::vector<int32_t> Random::ids(int64_t size, int32_t vocab_size) {
   std::uniform_int_distribution<int32_t> distribution(0, vocab_size - 1);
   for (int32_t& x : v) x = distribution(engine_);
   return v;
+}
+
+bool Random::left_out() {
+  static const int one_in = [] {
+    const char* text = std::getenv("M4J_TEST_ONE_IN");
+    return text ? std::max(1, std::atoi(text)) : 1;
+  }();
+  return !std::exchange(first_, false) && one_in > 1 && std::uniform_int_distribution<int>(1, one_in)(engine_) > 1;
 }
 
 std::vector<uint16_t> Random::halves(int64_t size, DType dtype) {

@@ -21,9 +21,13 @@ class Random {
   std::vector<int32_t> ids(int64_t size, int32_t vocab_size);
   // Bit patterns of finite numbers of a 16-bit dtype, subnormals among them, at most about 4 in magnitude.
   std::vector<uint16_t> halves(int64_t size, DType dtype);
+  // Whether to leave out this one of many combinations: never, unless M4J_TEST_ONE_IN=n asks for the first and about one
+  // in n of the others, for tools that slow programs down a thousandfold.
+  bool left_out();
 
  private:
   std::mt19937_64 engine_;
+  bool first_ = true;
 };
 
 }  // namespace m4j::test

@@ -49,7 +49,7 @@ class DeviceTensorTest {
   @BeforeEach
   void start() {
     engine = Engine.create(EngineOptions.defaults().withDevice(Goldens.DEVICE).withThreads(2));
-    cpu = Engine.create(EngineOptions.defaults().withThreads(2));
+    cpu = Engine.create(EngineOptions.defaults().withThreads(2).withSimdTarget("reference"));
     arena = Arena.ofShared();
     heldBefore = engine.deviceBytes();
   }
@@ -104,7 +104,7 @@ class DeviceTensorTest {
   }
 
   @Test
-  void everyOperationEqualsTheCpu() {
+  void everyOperationEqualsTheReference() {
     Tensor x = random(3, 24);
     Tensor gate = random(3, 24);
     Tensor weight = random(24);
@@ -120,16 +120,21 @@ class DeviceTensorTest {
     check((e, a) -> Ops.linear(e, a[0].slice(0, 3, 90), a[1], null), long2d, matrix);
     Tensor quantised = Tensor.allocate(arena, DType.Q8_0, 10, 64);
     Ops.quantize(engine, random(10, 64), quantised); // in host memory on any device
-    check((e, a) -> Ops.linear(e, a[0], a[1], null), random(5, 64), quantised);
+    // Some instruction sets round activations that meet quantised weights to 16 bits.
+    check(1e-4, (e, a) -> Ops.linear(e, a[0], a[1], null), random(5, 64), quantised);
     check((e, a) -> Ops.embedding(e, a[0], 3, 1), quantised);
   }
 
   private void check(BiFunction<Engine, Tensor[], Tensor> op, Tensor... inputs) {
+    check(1e-5, op, inputs);
+  }
+
+  private void check(double tolerance, BiFunction<Engine, Tensor[], Tensor> op, Tensor... inputs) {
     Tensor expected = op.apply(cpu, inputs);
     Tensor[] copies = Arrays.stream(inputs).map(t -> t.toDevice(engine, arena)).toArray(Tensor[]::new);
     Tensor found = op.apply(engine, copies);
     assertEquals(Goldens.DEVICE, found.device());
-    assertClose(expected, here(found), 1e-5, "operation");
+    assertClose(expected, here(found), tolerance, "operation");
   }
 
   @Test
