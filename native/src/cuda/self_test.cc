@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <mutex>
 #include <set>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/linear.h"
 #include "ops/half.h"
+#include "ops/sampling.h"
 
 namespace m4j::cuda {
 namespace {
@@ -53,6 +55,7 @@ class SelfTest {
       family("linear, cuBLASLt", dtype, [&] { linear_case(dtype, 9); });
       family("softmax", dtype, [&] { softmax_case(dtype); });
     }
+    family("sample", DType::kF32, [&] { sample_case(); });
   }
 
  private:
@@ -330,6 +333,42 @@ class SelfTest {
     softmax({dtype, x.device, n, rows, n, out.floats(), n, false}, engine_.stream);
     reference_.softmax({x.host.data(), n, rows, n, out.host.data(), n}, kAlone);
     expect(out);
+  }
+
+  // Greedy, filtered, penalised, a row for several blocks: the reference's tokens, not similar ones.
+  void sample_case() {
+    constexpr int64_t kRows = 3, V = 4500;
+    const int32_t recent[] = {3, 4000, 77};
+    m4j_sampling samplings[kRows];
+    for (m4j_sampling& s : samplings) s = {sizeof s, 0, 7, 0, 0, 0, 1, 0, 1, recent, std::size(recent)};
+    samplings[1].temperature = 0.8f;
+    samplings[1].top_p = 0.9f;
+    samplings[2].temperature = 1.5f;
+    samplings[2].top_k = 40;
+    samplings[2].min_p = 0.01f;
+    samplings[2].repetition_penalty = 1.3f;
+    SampleItem items[kRows];
+    for (int64_t r = 0; r < kRows; ++r) items[r] = sample_item(samplings[r], r, V, false);
+
+    const Data logits = numbers(DType::kF32, kRows * V, 4);
+    SampleResult expected[kRows], actual[kRows];
+    std::vector<uint64_t> scratch(static_cast<std::size_t>(reference_.sample_scratch(V) / 2));
+    reference_.sample({logits.host.data(), V, items, kRows, expected},
+                      {0, 1, reinterpret_cast<float*>(scratch.data()), reference_.sample_scratch(V)});
+    char *const device_recent = take(sizeof recent), *const device_items = take(sizeof items),
+                *const results = take(sizeof actual);
+    upload(device_recent, recent, sizeof recent);
+    for (SampleItem& item : items) item.recent = reinterpret_cast<const int32_t*>(device_recent);
+    upload(device_items, items, sizeof items);
+    sample({logits.floats(), V, V, reinterpret_cast<const SampleItem*>(device_items), kRows,
+            reinterpret_cast<SampleResult*>(results)},
+           engine_.stream);
+    engine_.transfers.download(actual, results, sizeof actual, engine_.stream);
+    for (int64_t r = 0; r < kRows; ++r) {
+      if (actual[r].token == expected[r].token) continue;
+      fail(M4J_ERR_UNSUPPORTED, "it chooses token %d where the reference chooses %d", actual[r].token,
+           expected[r].token);
+    }
   }
 
   Engine& engine_;

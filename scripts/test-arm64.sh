@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Builds the native library for 64-bit ARM (NEON) on an x86-64 machine and runs its tests in an emulator. Slow, and for
+# changes in native/src/ops/cpu; on an ARM machine scripts/test.sh does it all.
+set -euo pipefail
+# shellcheck source=scripts/setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+require_tools test
+missing=()
+has_command aarch64-linux-gnu-g++ || missing+=(g++-aarch64-linux-gnu)
+has_command qemu-aarch64-static || missing+=(qemu-user-static)
+[[ ${#missing[@]} == 0 ]] || install_packages "${missing[@]}"
+
+build=$ROOT/build/native-arm64
+cross=(-G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64
+  -DCMAKE_C_COMPILER=aarch64-linux-gnu-gcc -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++)
+say "Building for aarch64"
+# Highway's headers alone: the folder they lie in holds those of this machine.
+mkdir -p "$build/include"
+hwy=$(printf '#include <hwy/highway.h>\n' | "${CXX:-g++}" -x c++ -M - | grep -o -m 1 '/[^ ]*/hwy/highway\.h')
+ln -sfn "$(dirname "$hwy")" "$build/include/hwy"
+{
+  cmake -S /usr/src/googletest -B "$build/googletest" "${cross[@]}" -DBUILD_GMOCK=OFF -DCMAKE_INSTALL_PREFIX="$build/gtest"
+  cmake --build "$build/googletest" --target install
+  cmake -S "$ROOT/native" -B "$build" "${cross[@]}" -DM4J_CUDA=OFF -DHWY_INCLUDE_DIR="$build/include" \
+    -DGTest_DIR="$build/gtest/lib/cmake/GTest"
+} >"$build/configure.log" || die "The build could not be configured; see $build/configure.log"
+cmake --build "$build" --target mamba4j_ops_test mamba4j_test -j "$(nproc)"
+
+for test in mamba4j_ops_test mamba4j_test; do
+  say "Running $test"
+  qemu-aarch64-static -L /usr/aarch64-linux-gnu "$build/bin/$test" --gtest_brief=1 "$@"
+done
