@@ -175,6 +175,8 @@ typedef struct m4j_model_config {
   uint64_t struct_size;
   int32_t family;     /* M4J_MAMBA1, M4J_FALCON_MAMBA, M4J_MAMBA2 */
   int32_t state_type; /* of the SSM states in their pool: M4J_F32, or on a GPU M4J_BF16, see m4j_advance */
+  int32_t activation_type; /* M4J_F32, or M4J_BF16: activations that meet bfloat16 weights may be rounded */
+  int32_t reserved;        /* 0 */
   int64_t n_layer;
   int64_t vocab_size; /* rows of the embedding, padding included */
   int64_t d_model;
