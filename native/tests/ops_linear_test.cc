@@ -148,10 +148,7 @@ float nearest_bf16(float v) {
 // elsewhere the bits that float32 activations give, as with weights of another type.
 class RoundedLinear : public Linear {
  protected:
-  bool rounds() const {
-    const std::string name = ops().name;
-    return name == "avx3_bf16" || name == "amx";
-  }
+  bool rounds() const { return multiplies_bf16(ops().name); }
 
   void check(const Problem& problem) {
     Problem rounded = problem;

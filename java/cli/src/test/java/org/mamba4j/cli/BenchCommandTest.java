@@ -39,7 +39,7 @@ class BenchCommandTest {
     assertEquals(
         List.of(
             "load_ms", "ttft_ms", "prefill_tok_s", "decode_tok_s", "bytes_per_token", "read_bandwidth_gb_s", "sgemm_gflops",
-            "simd_target", "threads", "weights"),
+            "simd_target", "threads", "weights", "activations"),
         List.copyOf(json.keySet()));
     for (String name : List.of("load_ms", "ttft_ms", "prefill_tok_s", "decode_tok_s")) {
       Map<?, ?> spread = (Map<?, ?>) json.get(name);
