@@ -32,7 +32,10 @@ class BenchCommandTest {
 
   @Test
   void jsonHasTheFixedForm() throws IOException {
-    int code = run("--threads", "1", "--prefill", "20", "--decode", "4", "--repeat", "3", "--weights", "bf16", "--json");
+    int code =
+        run(
+            "--threads", "1", "--prefill", "20", "--decode", "4", "--repeat", "3", "--weights", "bf16", "--activations",
+            "bf16", "--json");
     assertEquals(0, code, err.toString());
     assertEquals(1, out.toString().lines().count());
     Map<String, Object> json = JSON.std.mapFrom(out.toString());
@@ -56,13 +59,14 @@ class BenchCommandTest {
     assertTrue(number(json.get("sgemm_gflops")) > 0, json.toString());
     assertEquals(1, json.get("threads"));
     assertEquals("bf16", json.get("weights"));
+    assertEquals("bf16", json.get("activations"));
   }
 
   @Test
   void tableForPeople() {
     int code = run("--threads", "1", "--prefill", "20", "--decode", "4", "--repeat", "1");
     assertEquals(0, code, err.toString());
-    assertTrue(out.toString().matches("(?s)load_ms +[0-9.,]+  \\([0-9.,]+ to [0-9.,]+\\)\\R.*weights +bf16\\R"), out.toString());
+    assertTrue(out.toString().matches("(?s)load_ms +[0-9.,]+  \\([0-9.,]+ to [0-9.,]+\\)\\R.*weights +bf16\\Ractivations +f32\\R"), out.toString());
   }
 
   @ParameterizedTest
