@@ -71,7 +71,7 @@ class ActivationTypeTest {
         Session restored = model.newSession();
         Session other = exact.newSession()) {
       assertEquals(exact.fingerprint(), model.fingerprint());
-      int[] ids = new Random(1).ints(61, 0, model.config().vocabSize()).toArray();
+      int[] ids = new Random(1).ints(61, 0, Math.toIntExact(model.config().vocabSize())).toArray();
       whole.advance(ids);
       for (int[] part : List.of(Arrays.copyOf(ids, 40), Arrays.copyOfRange(ids, 40, 60), new int[] {ids[60]})) {
         split.advance(part);
