@@ -101,8 +101,10 @@ TEST_P(Linear, LargeMatrices) {
 
 // A token gets the same bits alone and in any batch.
 TEST_P(Linear, RowsAreIndependent) {
-  const std::pair<DType, DType> cases[] = {
-      {DType::kF32, DType::kF32}, {DType::kF16, DType::kF32}, {DType::kBF16, DType::kF32}, {DType::kBF16, DType::kBF16}};
+  const std::pair<DType, DType> cases[] = {{DType::kF32, DType::kF32},
+                                           {DType::kF16, DType::kF32},
+                                           {DType::kBF16, DType::kF32},
+                                           {DType::kBF16, DType::kBF16}};
   for (const auto& [dtype, activation_type] : cases) {
     for (int64_t in : {13, 207, 1025}) {
       SCOPED_TRACE(dtype_name(dtype) + " and " + dtype_name(activation_type) + ", in " + std::to_string(in));

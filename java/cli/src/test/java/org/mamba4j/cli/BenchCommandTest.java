@@ -66,7 +66,10 @@ class BenchCommandTest {
   void tableForPeople() {
     int code = run("--threads", "1", "--prefill", "20", "--decode", "4", "--repeat", "1");
     assertEquals(0, code, err.toString());
-    assertTrue(out.toString().matches("(?s)load_ms +[0-9.,]+  \\([0-9.,]+ to [0-9.,]+\\)\\R.*weights +bf16\\Ractivations +f32\\R"), out.toString());
+    assertTrue(
+        out.toString()
+            .matches("(?s)load_ms +[0-9.,]+  \\([0-9.,]+ to [0-9.,]+\\)\\R.*weights +bf16\\Ractivations +f32\\R"),
+        out.toString());
   }
 
   @ParameterizedTest

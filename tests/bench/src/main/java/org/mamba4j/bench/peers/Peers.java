@@ -52,7 +52,7 @@ public final class Peers implements Callable<Integer> {
   @Option(
       names = "--activations",
       defaultValue = "F32",
-      description = "What ours may round activations to: ${COMPLETION-CANDIDATES}. llama.cpp rounds to the weights' type.")
+      description = "What ours may round activations to: ${COMPLETION-CANDIDATES}. llama.cpp takes the weights' type.")
   ActivationType activations;
 
   @Option(names = "--threads", defaultValue = "2", description = "Threads of each.")
