@@ -45,8 +45,8 @@ final class Worker {
   private Worker() {}
 
   /**
-   * Arguments: name of the contender, model, threads, and what it alone needs: for this library the type of activations,
-   * for llama.cpp the folder of its libraries.
+   * Arguments: name of the contender, model, threads, and what it alone needs: for this library the type of
+   * activations, for llama.cpp the folder of its libraries.
    */
   public static void main(String[] args) throws IOException {
     Path model = Path.of(args[1]);
