@@ -16,7 +16,12 @@ int32_t dtype_of(const std::string& name) {
   if (name == "bf16") return M4J_BF16;
   if (name == "int8") return M4J_Q8_0;
   if (name == "int4") return M4J_Q4_0;
-  throw std::invalid_argument("dtype '" + name + "' is unknown; known: f32, f16, bf16, int8, int4");
+  throw std::invalid_argument("dtype '" + name + "' is unknown; known: f32, f16, bf16, int8, int4, bf16/bf16");
+}
+
+Form form_of(const std::string& name) {
+  if (name == "bf16/bf16") return {M4J_BF16, M4J_BF16};
+  return {dtype_of(name), M4J_F32};
 }
 
 std::vector<int> Plan::thread_counts() const {
@@ -28,7 +33,7 @@ std::vector<int> Plan::thread_counts() const {
 void Plan::validate() const {
   for (const std::string& m : models)
     if (find_shape(m) == nullptr) throw std::invalid_argument("model shape '" + m + "' is unknown; see --list");
-  for (const std::string& d : dtypes) dtype_of(d);
+  for (const std::string& d : dtypes) form_of(d);
   const auto positive = [](const char* option, const std::vector<int64_t>& values) {
     for (int64_t v : values)
       if (v < 1) throw std::invalid_argument(std::string(option) + " takes numbers from 1 on, not " + std::to_string(v));

@@ -28,4 +28,10 @@ struct Plan {
 // M4J_F32 … for "f32" …
 int32_t dtype_of(const std::string& name);
 
+// Types of matrices and activations for "f32" …, and for "bf16/bf16" both in bfloat16.
+struct Form {
+  int32_t weights, activations;
+};
+Form form_of(const std::string& name);
+
 }  // namespace m4j::bench

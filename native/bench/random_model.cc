@@ -168,7 +168,7 @@ struct RandomModel::Weights {
 };
 
 RandomModel::RandomModel(const Shape& s, int32_t dtype, int threads, const char* simd_target, int32_t cuda_device,
-                         int32_t state_type)
+                         int32_t state_type, int32_t activation_type)
     : config_{} {
   const int64_t D = s.d_model, E = 2 * D, N = s.d_state;
   const bool mamba2 = s.family == M4J_MAMBA2;
@@ -176,6 +176,7 @@ RandomModel::RandomModel(const Shape& s, int32_t dtype, int threads, const char*
   config_.struct_size = sizeof(config_);
   config_.family = s.family;
   config_.state_type = state_type;
+  config_.activation_type = activation_type;
   config_.n_layer = s.n_layer;
   config_.vocab_size = s.vocab_size;
   config_.d_model = D;

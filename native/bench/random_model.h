@@ -23,10 +23,10 @@ const Shape* find_shape(const std::string& name);
 class RandomModel {
  public:
   static constexpr int32_t kOnCpu = -1;
-  // Matrices in `dtype` (M4J_F32 ... M4J_Q4_0), SSM states in `state_type`, everything else float32. Throws
-  // std::runtime_error.
+  // Matrices in `dtype` (M4J_F32 ... M4J_Q4_0), SSM states in `state_type`, everything else float32, activations
+  // perhaps rounded to `activation_type`. Throws std::runtime_error.
   RandomModel(const Shape& shape, int32_t dtype, int threads, const char* simd_target = nullptr,
-              int32_t cuda_device = kOnCpu, int32_t state_type = M4J_F32);
+              int32_t cuda_device = kOnCpu, int32_t state_type = M4J_F32, int32_t activation_type = M4J_F32);
   // The same weights on another engine.
   RandomModel(const RandomModel& weights, int threads, const char* simd_target, int32_t cuda_device = kOnCpu,
               int32_t state_type = M4J_F32);

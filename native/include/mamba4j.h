@@ -80,9 +80,9 @@ M4J_API const char* m4j_version(void);
  * not count. After everything is released it is back at its first value. */
 M4J_API int64_t m4j_native_bytes(void);
 
-/* Instruction sets that this build holds and this processor can run, best first, such as "amx avx3_vnni avx3 avx2 sse4
- * reference". "amx" is offered where Linux grants the process the matrix registers; asking for them, once, is the only
- * thing that this does to the process. Static storage. */
+/* Instruction sets that this build holds and this processor can run, best first, such as "amx avx3_bf16 avx3_vnni avx3
+ * avx2 sse4 reference". "amx" is offered where Linux grants the process the matrix registers; asking for them, once, is
+ * the only thing that this does to the process. Static storage. */
 M4J_API const char* m4j_simd_targets(void);
 
 /* ---- Tensors ------------------------------------------------------------------------------------------------- */
@@ -170,11 +170,14 @@ typedef struct m4j_model m4j_model;
 
 enum { M4J_MAMBA1 = 1, M4J_FALCON_MAMBA = 2, M4J_MAMBA2 = 3 };
 
-/* Dimensions, and how states are kept. Every weight is checked against them. Fields that a family lacks are 0. */
+/* Dimensions, how states are kept and whether activations may be rounded. Every weight is checked against them. Fields
+ * that a family lacks are 0. */
 typedef struct m4j_model_config {
   uint64_t struct_size;
   int32_t family;     /* M4J_MAMBA1, M4J_FALCON_MAMBA, M4J_MAMBA2 */
   int32_t state_type; /* of the SSM states in their pool: M4J_F32, or on a GPU M4J_BF16, see m4j_advance */
+  int32_t activation_type; /* on the CPU: M4J_F32, or M4J_BF16, see m4j_advance */
+  int32_t reserved;        /* 0 */
   int64_t n_layer;
   int64_t vocab_size; /* rows of the embedding, padding included */
   int64_t d_model;
@@ -332,6 +335,10 @@ typedef struct m4j_advance_args {
  * into calls, and in long prompts on what travels along, but a single token's rounding not on its batch. The last bit
  * is chosen by chance in proportion to what is cut off, from a hash of the number, so that changes below it add up
  * instead of being lost.
+ * With activations of M4J_BF16, those that meet M4J_BF16 weights are rounded to bfloat16, the nearest, where the
+ * instruction set is "avx3_bf16" or "amx"; elsewhere, and with other weights, nothing changes, nor on a GPU, where
+ * activations have the type of 16-bit weights in any case. Sums stay float32. Mamba-1 is bit-equal as before; in
+ * Mamba-2 the float32 rounding of the SSD may then end on either side of a tie (1e-2 of the norm of the logits).
  * Tokens are chosen where the logits are: with M4J_LOGITS_NONE nothing else leaves a GPU. Where a logit j among the
  * candidates is NaN or infinite, weights or state are damaged: the token of that sequence is then -1 - j for the first
  * such j, and its log_prob that logit. */
@@ -450,10 +457,10 @@ typedef struct m4j_rms_norm_args {
 
 M4J_API m4j_status m4j_rms_norm(m4j_engine* engine, const m4j_rms_norm_args* args, m4j_error* err);
 
-/* out = x weight^T + bias, as if the weight were widened to float32. Only where the instruction set is "amx" or
- * "avx3_vnni" and the weight Q8_0 or Q4_0, the 32 numbers of x that meet a block are rounded to 16 bits in a unit of
- * their own, that of the largest, which changes out by about 3e-5 of its norm. On the CPU each row has the same bits
- * alone and among others. */
+/* out = x weight^T + bias, as if the weight were widened to float32. Only where the instruction set is "amx",
+ * "avx3_bf16" or "avx3_vnni" and the weight Q8_0 or Q4_0, the 32 numbers of x that meet a block are rounded to 16 bits
+ * in a unit of their own, that of the largest, which changes out by about 3e-5 of its norm. On the CPU each row has the
+ * same bits alone and among others. */
 typedef struct m4j_linear_args {
   uint64_t struct_size;
   m4j_tensor x;      /* [rows, in], rows contiguous */

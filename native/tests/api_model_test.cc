@@ -73,6 +73,9 @@ TEST_F(ApiModelTest, BadNumbersAreNamed) {
   expect_refused(M4J_MAMBA1, [](TinyModel& m) { m.config.family = 4; }, {"family", "4"});
   expect_refused(M4J_MAMBA1, [](TinyModel& m) { m.config.state_type = M4J_F16; },
                  {"config.state_type", "is 1", "float32", "bfloat16"});
+  expect_refused(M4J_MAMBA1, [](TinyModel& m) { m.config.activation_type = M4J_Q8_0; },
+                 {"config.activation_type", "is 3", "float32", "bfloat16"});
+  expect_refused(M4J_MAMBA1, [](TinyModel& m) { m.config.reserved = 1; }, {"config.reserved"});
   expect_refused(M4J_MAMBA1, [](TinyModel& m) { m.config.struct_size -= 8; }, {"config", "struct_size"});
 }
 

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "support/api_test.h"
+#include "support/weights.h"
 
 namespace m4j::test {
 namespace {
@@ -48,6 +49,40 @@ TEST_P(ModelForwardTest, LogitsAndStatesFollowTheRecurrence) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, ModelForwardTest, ::testing::ValuesIn(all_options()),
+                         [](const auto& info) { return info.param.name(); });
+
+using ModelRoundedTest = ModelForwardTest;
+
+// Activations in bfloat16: a small error on processors that multiply it, and elsewhere nothing. GetParam() has float32.
+TEST_P(ModelRoundedTest, ASmallErrorWhereTheProcessorRounds) {
+  TinyModel tiny(GetParam(), run_seed());
+  const int64_t V = tiny.config.vocab_size;
+  const Tokens tokens = random.ids(23, static_cast<int32_t>(V));
+  for (const std::string& target : simd_targets()) {
+    SCOPED_TRACE(target);
+    const auto engine = make_engine(2, target.c_str());
+    const auto logits = [&](DType activation_type) {
+      tiny.config.activation_type = static_cast<int32_t>(activation_type);
+      const auto model = make_model(engine, tiny);
+      const auto states = make_states(model);
+      return advance(states, {take(states)}, {tokens}, V)[0];
+    };
+    const std::vector<float> exact = logits(DType::kF32), rounded = logits(DType::kBF16);
+    if (multiplies_bf16(target) && GetParam().dtype == DType::kBF16) {
+      const double error = relative_error(rounded, {exact.begin(), exact.end()});
+      EXPECT_GT(error, 1e-4);
+      EXPECT_LT(error, 3e-2);
+    } else {
+      EXPECT_EQ(rounded, exact);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, ModelRoundedTest,
+                         ::testing::Values(TinyOptions{.family = M4J_MAMBA1, .dtype = DType::kBF16},
+                                           TinyOptions{.family = M4J_FALCON_MAMBA, .dtype = DType::kBF16},
+                                           TinyOptions{.family = M4J_MAMBA2, .dtype = DType::kBF16},
+                                           TinyOptions{.family = M4J_MAMBA2, .dtype = DType::kF16}),
                          [](const auto& info) { return info.param.name(); });
 
 using ModelLongInputTest = ModelForwardTest;

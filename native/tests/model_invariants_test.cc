@@ -14,10 +14,12 @@ class ModelInvariantsTest : public ApiTest, public ::testing::WithParamInterface
  protected:
   bool mamba2() const { return GetParam().family == M4J_MAMBA2; }
 
-  // Bit-equal in Mamba-1. In Mamba-2 a split changes which tokens meet in a matrix product.
+  // Bit-equal in Mamba-1. In Mamba-2 a split changes which tokens meet in a matrix product, and where activations are
+  // rounded to bfloat16 what differs by float32 rounding may end on either side of a tie.
   void expect_same(const std::vector<float>& actual, const std::vector<float>& expected) const {
     if (mamba2()) {
-      EXPECT_LT(relative_error(actual, {expected.begin(), expected.end()}), 1e-6);
+      const double bound = GetParam().activation_type == DType::kBF16 ? 1e-2 : 1e-6;
+      EXPECT_LT(relative_error(actual, {expected.begin(), expected.end()}), bound);
     } else {
       EXPECT_EQ(actual, expected);
     }
@@ -177,10 +179,15 @@ TEST_P(ModelInvariantsTest, CallersDoNotShow) {
   for (size_t i = 0; i < kCallers; ++i) EXPECT_EQ(results[i], walk(i)) << "caller " << i;
 }
 
+TinyOptions rounded(int32_t family) {
+  return {.family = family, .dtype = DType::kBF16, .activation_type = DType::kBF16};
+}
+
 INSTANTIATE_TEST_SUITE_P(Models, ModelInvariantsTest,
                          ::testing::Values(TinyOptions{.family = M4J_MAMBA1}, TinyOptions{.family = M4J_MAMBA1, .d_conv = 1},
                                            TinyOptions{.family = M4J_MAMBA1, .dtype = DType::kBF16},
                                            TinyOptions{.family = M4J_FALCON_MAMBA, .dtype = DType::kF16},
+                                           rounded(M4J_MAMBA1), rounded(M4J_FALCON_MAMBA), rounded(M4J_MAMBA2),
                                            TinyOptions{.family = M4J_MAMBA2},
                                            TinyOptions{.family = M4J_MAMBA2, .d_conv = 1, .n_groups = 2, .chunk_size = 7},
                                            TinyOptions{.family = M4J_MAMBA2, .dtype = DType::kF16, .chunk_size = 64}),

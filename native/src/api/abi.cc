@@ -74,8 +74,9 @@ class Layout {
   f(struct_size) f(device) f(device_index) f(threads) f(reserved) f(simd_target) f(cuda_library) f(log) \
   f(log_user)
 #define M4J_MODEL_CONFIG_FIELDS(f)                                                                               \
-  f(struct_size) f(family) f(state_type) f(n_layer) f(vocab_size) f(d_model) f(d_inner) f(d_state) f(d_conv)     \
-  f(dt_rank) f(n_heads) f(headdim) f(n_groups) f(chunk_size) f(norm_eps) f(mixer_norm_eps) f(dt_min) f(dt_max)
+  f(struct_size) f(family) f(state_type) f(activation_type) f(reserved) f(n_layer) f(vocab_size) f(d_model)      \
+  f(d_inner) f(d_state) f(d_conv) f(dt_rank) f(n_heads) f(headdim) f(n_groups) f(chunk_size) f(norm_eps)         \
+  f(mixer_norm_eps) f(dt_min) f(dt_max)
 #define M4J_LAYER_WEIGHTS_FIELDS(f)                                                                              \
   f(norm) f(in_proj) f(in_proj_bias) f(conv_weight) f(conv_bias) f(x_proj) f(dt_proj) f(dt_bias) f(a_log) f(d)   \
   f(mixer_norm) f(out_proj) f(out_proj_bias)

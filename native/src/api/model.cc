@@ -71,15 +71,21 @@ void check_mamba2_config(const m4j_model_config& c) {
   }
 }
 
+void check_type(const char* name, int32_t type) {
+  if (type != M4J_F32 && type != M4J_BF16) {
+    fail(M4J_ERR_INVALID_ARGUMENT, "config.%s: is %d, expected 0 (float32) or 2 (bfloat16)", name, type);
+  }
+}
+
 void check_config(const m4j_model_config& c) {
   require_args(&c, "config");
+  require_reserved_zero(c.reserved, "config");
   if (c.family != M4J_MAMBA1 && c.family != M4J_FALCON_MAMBA && c.family != M4J_MAMBA2) {
     fail(M4J_ERR_INVALID_ARGUMENT, "config.family: is %d, expected 1 (Mamba-1), 2 (Falcon-Mamba) or 3 (Mamba-2)",
          c.family);
   }
-  if (c.state_type != M4J_F32 && c.state_type != M4J_BF16) {
-    fail(M4J_ERR_INVALID_ARGUMENT, "config.state_type: is %d, expected 0 (float32) or 2 (bfloat16)", c.state_type);
-  }
+  check_type("state_type", c.state_type);
+  check_type("activation_type", c.activation_type);
   check_dim("n_layer", c.n_layer);
   check_dim("vocab_size", c.vocab_size);
   check_dim("d_model", c.d_model);

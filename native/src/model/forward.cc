@@ -96,7 +96,8 @@ void project(const Pass& p, int64_t tokens, const float* x, int64_t ld_x, const 
                 .in = weight.columns,
                 .out_dim = weight.rows,
                 .out = out,
-                .ld_out = ld_out},
+                .ld_out = ld_out,
+                .activation_type = p.model.config.rounded_type()},
                share);
 }
 

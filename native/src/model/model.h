@@ -25,6 +25,8 @@ struct Config : m4j_model_config {
   int64_t ssm_state() const { return n_layer * layer_ssm_state(); }
   // A sequence's, as a pool keeps it: conv windows are float32.
   DType ssm_type() const { return static_cast<DType>(state_type); }
+  // What activations may be rounded to where they meet weights of the same type.
+  DType rounded_type() const { return static_cast<DType>(activation_type); }
   int64_t state_bytes() const { return conv_state() * 4 + dtype_bytes(ssm_type(), ssm_state()); }
 };
 

@@ -91,6 +91,7 @@ struct LinearArgs {
   int64_t tokens, in, out_dim;
   float* out;  // [T, out]
   int64_t ld_out;
+  DType activation_type = DType::kF32;  // kBF16: where weights are bfloat16, x may be rounded to it
 };
 
 // Depthwise causal convolution of one sequence, from x to out, window shifted in place.

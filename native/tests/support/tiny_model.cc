@@ -101,6 +101,7 @@ std::string TinyOptions::name() const {
   std::string s = families[family];
   s += "_conv" + std::to_string(d_conv) + "_" + dtype_name(dtype) + (biases ? "_bias" : "") + (tied ? "_tied" : "");
   if (family == M4J_MAMBA2) s += "_g" + std::to_string(n_groups) + "_chunk" + std::to_string(chunk_size);
+  if (activation_type == DType::kBF16) s += "_rounded";
   if (dt_min > 0) s += "_limited";
   if (wide) s += "_wide";
   return s;
@@ -114,6 +115,7 @@ TinyModel::TinyModel(const TinyOptions& o, uint64_t seed) : config{} {
   const bool mamba2 = o.family == M4J_MAMBA2;
   config.struct_size = sizeof config;
   config.family = o.family;
+  config.activation_type = static_cast<int32_t>(o.activation_type);
   config.n_layer = 3;
   config.vocab_size = 37;
   config.d_model = 24;

@@ -33,6 +33,7 @@ struct TinyOptions {
   int32_t family = M4J_MAMBA1;
   int64_t d_conv = 4;
   DType dtype = DType::kF32;  // of the matrices
+  DType activation_type = DType::kF32;
   bool biases = true;
   bool tied = false;
   int64_t n_groups = 3;    // Mamba-2

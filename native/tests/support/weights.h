@@ -16,6 +16,9 @@ inline constexpr DType kDTypes[] = {DType::kF32, DType::kF16, DType::kBF16};
 
 inline std::string dtype_name(DType t) { return t == DType::kF32 ? "f32" : t == DType::kF16 ? "f16" : "bf16"; }
 
+// Whether an instruction set multiplies pairs of bfloat16, so that activations may be rounded for it.
+inline bool multiplies_bf16(const std::string& target) { return target == "avx3_bf16" || target == "amx"; }
+
 // Value of a 16-bit float by IEEE 754's definition: sign, exponent with bias, fraction.
 inline double decode_half(DType dtype, uint16_t bits) {
   const int mantissa_bits = dtype == DType::kF16 ? 10 : 7;

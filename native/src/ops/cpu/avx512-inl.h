@@ -28,6 +28,19 @@ HWY_INLINE __mmask16 first_lanes(int64_t n) { return static_cast<__mmask16>(n >=
 
 HWY_INLINE __m512i bits(__m512 v) { return _mm512_castps_si512(v); }
 
+// The first 16 of the n floats at p, then zeros.
+HWY_INLINE __m512 load_upto16(const float* p, int64_t n) {
+  return n > 0 ? _mm512_maskz_loadu_ps(first_lanes(n), p) : _mm512_setzero_ps();
+}
+
+// The first 32 of the n floats at p, then zeros, as bfloat16: rounded to the nearest, ties to even; NaN stays NaN and
+// subnormal numbers become zero. For processors with AVX512_BF16.
+HWY_INLINE __m512i round_pairs(const float* p, int64_t n) {
+  __m512i v;
+  asm("vcvtne2ps2bf16 %1, %2, %0" : "=v"(v) : "v"(load_upto16(p, n)), "v"(load_upto16(p + 16, n - 16)));
+  return v;
+}
+
 // Cycles of a member for a step: 16 tokens x 16 outputs, preparing 16 tokens, preparing 16 outputs.
 struct Costs {
   int64_t products, tokens, outputs;

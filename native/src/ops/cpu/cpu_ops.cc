@@ -1,7 +1,9 @@
 #include "ops/cpu/cpu_ops.h"
 
-#if M4J_AMX
+#ifdef __x86_64__
 #include <cpuid.h>
+#endif
+#if M4J_AMX
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -31,6 +33,8 @@ int64_t SampleScratch(int64_t vocab_size);
 #if HWY_TARGET == HWY_AVX3
 void LinearVnni(const LinearArgs&, const Share&);
 int64_t LinearVnniScratch(int64_t in, DType weight_dtype);
+void LinearBf16(const LinearArgs&, const Share&);
+int64_t LinearBf16Scratch(int64_t in, DType weight_dtype);
 #endif
 #if M4J_AMX && HWY_TARGET == HWY_AVX3
 void LinearAmx(const LinearArgs&, const Share&);
@@ -64,6 +68,7 @@ constexpr Ops with_linear(const char* name, decltype(Ops::linear) linear, declty
 }
 
 constexpr Ops kVnniOps = with_linear("avx3_vnni", LinearVnni, LinearVnniScratch);
+constexpr Ops kBf16Ops = with_linear("avx3_bf16", LinearBf16, LinearBf16Scratch);
 #if M4J_AMX
 constexpr Ops kAmxOps = with_linear("amx", LinearAmx, LinearAmxScratch);
 #endif
@@ -74,6 +79,7 @@ constexpr Ops kAmxOps = with_linear("amx", LinearAmx, LinearAmxScratch);
 const Ops& TargetOps() { return kOps; }
 #if HWY_TARGET == HWY_AVX3
 const Ops& VnniOps() { return kVnniOps; }
+const Ops& Bf16Ops() { return kBf16Ops; }
 #if M4J_AMX
 const Ops& AmxOps() { return kAmxOps; }
 #endif
@@ -86,9 +92,17 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace m4j {
 
-#if M4J_AMX
+#ifdef __x86_64__
 namespace {
 
+// Products of bfloat16 pairs.
+bool have_bf16() {
+  constexpr unsigned kBf16 = 1u << 5;  // CPUID, leaf 7.1, EAX
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & kBf16) != 0;
+}
+
+#if M4J_AMX
 // The processor has tiles of bfloat16 and int8, and the system lets this process use them: their 8 KB of registers are
 // saved only for processes that asked.
 bool have_amx() {
@@ -98,6 +112,7 @@ bool have_amx() {
   return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kAmx) == kAmx &&
          syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
+#endif
 
 }  // namespace
 #endif
@@ -120,9 +135,11 @@ int cpu_ops(const Ops** list) {
                     __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                     __builtin_cpu_supports("avx512vl");
   const bool vnni = avx3 && __builtin_cpu_supports("avx512vnni");
+  const bool bf16 = vnni && have_bf16();
 #if M4J_AMX
-  if (vnni && have_amx()) list[count++] = &N_AVX3::AmxOps();
+  if (bf16 && have_amx()) list[count++] = &N_AVX3::AmxOps();
 #endif
+  if (bf16) list[count++] = &N_AVX3::Bf16Ops();
   if (vnni) list[count++] = &N_AVX3::VnniOps();
   if (avx3) list[count++] = &N_AVX3::TargetOps();
   if (avx2) list[count++] = &N_AVX2::TargetOps();

@@ -3,7 +3,8 @@
 // than the tiles gain.
 //
 // A float32 activation is the exact sum of three bfloat16 numbers, as 24 bits of significand are three times 8. So
-// nothing is lost: products are exact and are added in float32, as anywhere else.
+// nothing is lost: products are exact and are added in float32, as anywhere else. Where activations may be rounded to
+// bfloat16, one part is all.
 //
 // Weights are the left operand, [16 outputs, 32 of in], activations the right one, [32 of in, 16 tokens]. Each output
 // adds its products in one order, whatever the tokens beside it and the way here: so it has the same bits for one
@@ -34,10 +35,9 @@ int64_t LinearAmxQ8Scratch(int64_t in);
 
 namespace {
 
-constexpr int64_t kParts = 3;  // of an activation
+constexpr int kExact = 3, kRounded = 1;  // parts of an activation
 
 constexpr int64_t kPanelBytes = 1024 * 1024;  // of packed weights: half of the second-level cache
-constexpr int64_t kBlockSteps = 4;  // 24 KB of activations of 32 tokens: half of the first-level cache
 
 // v to the nearest bfloat16; v keeps what is left, exactly.
 HWY_INLINE __m512 take_part(__m512& v) {
@@ -49,48 +49,59 @@ HWY_INLINE __m512 take_part(__m512& v) {
 
 // The three parts of a and b in pairs: part i of a in the lower, of b in the upper half of each element. What two parts
 // leave has at most 8 bits.
-HWY_INLINE void split(__m512 a, __m512 b, __m512i (&parts)[kParts]) {
+HWY_INLINE void split(__m512 a, __m512 b, __m512i (&parts)[kExact]) {
 #pragma GCC unroll 3
-  for (int i = 0; i < kParts; ++i) {
-    const __m512 pa = i + 1 < kParts ? take_part(a) : a, pb = i + 1 < kParts ? take_part(b) : b;
+  for (int i = 0; i < kExact; ++i) {
+    const __m512 pa = i + 1 < kExact ? take_part(a) : a, pb = i + 1 < kExact ? take_part(b) : b;
     parts[i] = _mm512_or_si512(_mm512_srli_epi32(bits(pa), 16), bits(pb));
   }
 }
 
-HWY_INLINE __m512 load_upto16(const float* p, int64_t n) {
-  return n > 0 ? _mm512_maskz_loadu_ps(first_lanes(n), p) : _mm512_setzero_ps();
-}
-
 // x of one token to steps of [16 pairs, kParts]: the parts lie beside each other, like tokens.
+template <int kParts>
 void split_token(const float* x, int64_t in, uint8_t* out) {
   const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
   const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
   for (int64_t left = in; left > 0; left -= kDepth, x += kDepth) {
-    const __m512 a = load_upto16(x, left), b = load_upto16(x + 16, left - 16);
-    __m512i parts[kParts];
-    split(_mm512_permutex2var_ps(a, even, b), _mm512_permutex2var_ps(a, odd, b), parts);
-    alignas(64) uint32_t lanes[kParts][16];
-    for (int i = 0; i < kParts; ++i) _mm512_store_si512(lanes[i], parts[i]);
-    for (int l = 0; l < 16; ++l)
-      for (int i = 0; i < kParts; ++i, out += 4) std::memcpy(out, &lanes[i][l], 4);
+    if constexpr (kParts == kRounded) {
+      _mm512_store_si512(out, round_pairs(x, left));
+      out += kLineBytes;
+    } else {
+      const __m512 a = load_upto16(x, left), b = load_upto16(x + 16, left - 16);
+      __m512i parts[kParts];
+      split(_mm512_permutex2var_ps(a, even, b), _mm512_permutex2var_ps(a, odd, b), parts);
+      alignas(64) uint32_t lanes[kParts][16];
+      for (int i = 0; i < kParts; ++i) _mm512_store_si512(lanes[i], parts[i]);
+      for (int l = 0; l < 16; ++l)
+        for (int i = 0; i < kParts; ++i, out += 4) std::memcpy(out, &lanes[i][l], 4);
+    }
   }
 }
 
 // x of at most 16 tokens to steps of [kParts, 16 pairs, 16 tokens]; the last token fills the rest.
+template <int kParts>
 void split_tokens(const float* x, int64_t ld, int64_t tokens, int64_t in, uint8_t* out) {
   for (int64_t left = in; left > 0; left -= kDepth, x += kDepth, out += kParts * kTileBytes) {
-    for (int64_t half = 0; half < 2; ++half) {
-      __m512 v[16];
+    __m512 v[16];
+    if constexpr (kParts == kRounded) {
 #pragma GCC unroll 16
-      for (int64_t t = 0; t < 16; ++t)
-        v[t] = load_upto16(x + std::min(t, tokens - 1) * ld + 16 * half, left - 16 * half);
+      for (int64_t t = 0; t < 16; ++t) v[t] = _mm512_castsi512_ps(round_pairs(x + std::min(t, tokens - 1) * ld, left));
       transpose(v);
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < 16; ++i) _mm512_store_ps(out + i * kLineBytes, v[i]);
+    } else {
+      for (int64_t half = 0; half < 2; ++half) {
+#pragma GCC unroll 16
+        for (int64_t t = 0; t < 16; ++t)
+          v[t] = load_upto16(x + std::min(t, tokens - 1) * ld + 16 * half, left - 16 * half);
+        transpose(v);
 #pragma GCC unroll 8
-      for (int64_t i = 0; i < 8; ++i) {
-        __m512i parts[kParts];
-        split(v[2 * i], v[2 * i + 1], parts);
-        for (int j = 0; j < kParts; ++j)
-          _mm512_store_si512(out + j * kTileBytes + (8 * half + i) * kLineBytes, parts[j]);
+        for (int64_t i = 0; i < 8; ++i) {
+          __m512i parts[kParts];
+          split(v[2 * i], v[2 * i + 1], parts);
+          for (int j = 0; j < kParts; ++j)
+            _mm512_store_si512(out + j * kTileBytes + (8 * half + i) * kLineBytes, parts[j]);
+        }
       }
     }
   }
@@ -118,7 +129,7 @@ struct Weights {
 // Adds kStrips x kTokenTiles tiles of products, each over `steps` steps, to c: [kStrips, 2, 16 outputs, 16 tokens].
 // The strips of w follow each other at `strip_bytes`, the token tiles of x at `x_bytes`. kAhead: whether to ask for the
 // same weights of the next 16 outputs.
-template <int kStrips, int kTokenTiles, bool kAhead>
+template <int kParts, int kStrips, int kTokenTiles, bool kAhead>
 void multiply(const Weights& w, int64_t strip_bytes, const uint8_t* x, int64_t x_bytes, int64_t steps, bool first,
               float* c) {
   float *const c1 = c + kRows * kRows, *const c2 = c + 2 * kRows * kRows, *const c3 = c + 3 * kRows * kRows;
@@ -156,7 +167,7 @@ void multiply(const Weights& w, int64_t strip_bytes, const uint8_t* x, int64_t x
 }
 
 // The same of one strip and one token: c is [16 outputs].
-template <bool kAhead>
+template <int kParts, bool kAhead>
 void multiply_token(const Weights& w, const uint8_t* x, int64_t steps, bool first, float* c) {
   constexpr int64_t kStride = kParts * sizeof(float);
   first ? tile_zero<0>() : tile_load<0>(c, sizeof(float));
@@ -176,12 +187,12 @@ void multiply_token(const Weights& w, const uint8_t* x, int64_t steps, bool firs
 }
 
 // multiply for a strip and, kTokens being 1 or 16, one or at most 16 tokens.
-template <int kTokens, bool kAhead>
+template <int kParts, int kTokens, bool kAhead>
 void multiply_few(const Weights& w, const uint8_t* x, int64_t steps, bool first, float* c) {
   if constexpr (kTokens == 1) {
-    multiply_token<kAhead>(w, x, steps, first, c);
+    multiply_token<kParts, kAhead>(w, x, steps, first, c);
   } else {
-    multiply<1, 1, kAhead>(w, 0, x, 0, steps, first, c);
+    multiply<kParts, 1, 1, kAhead>(w, 0, x, 0, steps, first, c);
   }
 }
 
@@ -198,7 +209,7 @@ const uint8_t* row_of(const LinearArgs& a, int64_t n) {
 }
 
 // At most 16 tokens, kTokens is 1 or 16: weights pass once, from memory.
-template <int kTokens>
+template <int kParts, int kTokens>
 void few_tokens(const LinearArgs& a, const Share& share) {
   constexpr int64_t kStepBytes = kParts * 4 * kRows * kTokens;  // of x
   const int64_t row_bytes = row_bytes_of(a), whole = a.in / kDepth, rest = a.in % kDepth;
@@ -207,44 +218,46 @@ void few_tokens(const LinearArgs& a, const Share& share) {
   if (begin == end) return;
   uint8_t* x = reinterpret_cast<uint8_t*>(share.scratch);
   uint8_t* packed = x + steps_of(a.in) * kStepBytes;
-  kTokens == 1 ? split_token(a.x, a.in, x) : split_tokens(a.x, a.ld_x, a.tokens, a.in, x);
+  kTokens == 1 ? split_token<kParts>(a.x, a.in, x) : split_tokens<kParts>(a.x, a.ld_x, a.tokens, a.in, x);
   alignas(64) float c[kRows * kTokens];
   const Tiles tiles(kTokens, kLineBytes);
   for (int64_t n = begin; n < end; n += kRows) {
     const int64_t rows = std::min(kRows, end - n);
     // Whole tiles where they lie; the last step of a row and the last rows would reach beyond the weights.
     const int64_t in_place = rows == kRows ? whole : 0;
-    multiply_few<kTokens, true>({row_of(a, n), row_bytes, kLineBytes}, x, in_place, true, c);
+    multiply_few<kParts, kTokens, true>({row_of(a, n), row_bytes, kLineBytes}, x, in_place, true, c);
     if (in_place < whole || rest > 0) {
       pack_strip(row_of(a, n) + in_place * kLineBytes, row_bytes, rows, a.in - in_place * kDepth, packed);
-      multiply_few<kTokens, false>({packed, kLineBytes, kTileBytes}, x + in_place * kStepBytes,
-                                   steps_of(a.in) - in_place, false, c);
+      multiply_few<kParts, kTokens, false>({packed, kLineBytes, kTileBytes}, x + in_place * kStepBytes,
+                                           steps_of(a.in) - in_place, false, c);
     }
     store_outputs<kTokens>(a, c, 0, a.tokens, n, rows);
   }
 }
 
 // `strips` packed strips x kTokenTiles tiles of tokens.
-template <int kTokenTiles>
+template <int kParts, int kTokenTiles>
 void sweep(const uint8_t* panel, int64_t strips, const uint8_t* x, int64_t in, float* c) {
   const int64_t steps = steps_of(in), strip_bytes = steps * kTileBytes, x_bytes = steps * kParts * kTileBytes;
+  constexpr int64_t kBlockSteps = 12 / kParts;  // 24 KB of activations of 32 tokens: half of the first-level cache
   for (int64_t s = 0; s < steps; s += kBlockSteps) {
     const int64_t count = std::min(kBlockSteps, steps - s);
     const uint8_t *w = panel + s * kTileBytes, *xs = x + s * kParts * kTileBytes;
     int64_t i = 0;
     for (; i + 2 <= strips; i += 2)
-      multiply<2, kTokenTiles, false>({w + i * strip_bytes, kLineBytes, kTileBytes}, strip_bytes, xs, x_bytes, count,
-                                      s == 0, c + i * 2 * kRows * kRows);
+      multiply<kParts, 2, kTokenTiles, false>({w + i * strip_bytes, kLineBytes, kTileBytes}, strip_bytes, xs, x_bytes,
+                                              count, s == 0, c + i * 2 * kRows * kRows);
     if (i < strips)
-      multiply<1, kTokenTiles, false>({w + i * strip_bytes, kLineBytes, kTileBytes}, 0, xs, x_bytes, count, s == 0,
-                                      c + i * 2 * kRows * kRows);
+      multiply<kParts, 1, kTokenTiles, false>({w + i * strip_bytes, kLineBytes, kTileBytes}, 0, xs, x_bytes, count,
+                                              s == 0, c + i * 2 * kRows * kRows);
   }
 }
 
 // More tokens: panels of weights stay in the second-level cache while all tokens pass, 32 at a time. Splitting these
 // again for each panel is cheaper than reading their parts from further away.
+template <int kParts>
 void many_tokens(const LinearArgs& a, const Share& share) {
-  const Part part(a, share, {48, 210, 150});
+  const Part part(a, share, {16 * kParts, 70 * kParts, 150});
   if (part.empty()) return;
   const int64_t steps = steps_of(a.in), strips = panel_strips(a.in);
   const int64_t strip_bytes = steps * kTileBytes, x_bytes = steps * kParts * kTileBytes;
@@ -258,12 +271,12 @@ void many_tokens(const LinearArgs& a, const Share& share) {
       pack_strip(row_of(a, n + i * kRows), row_bytes_of(a), outputs - i * kRows, a.in, panel + i * strip_bytes);
     for (int64_t t = part.first; t < part.last; t += 2 * kRows) {
       const int64_t tokens = std::min(2 * kRows, part.last - t);
-      split_tokens(a.x + t * a.ld_x, a.ld_x, std::min(kRows, tokens), a.in, x);
+      split_tokens<kParts>(a.x + t * a.ld_x, a.ld_x, std::min(kRows, tokens), a.in, x);
       if (tokens > kRows) {
-        split_tokens(a.x + (t + kRows) * a.ld_x, a.ld_x, tokens - kRows, a.in, x + x_bytes);
-        sweep<2>(panel, used, x, a.in, c);
+        split_tokens<kParts>(a.x + (t + kRows) * a.ld_x, a.ld_x, tokens - kRows, a.in, x + x_bytes);
+        sweep<kParts, 2>(panel, used, x, a.in, c);
       } else {
-        sweep<1>(panel, used, x, a.in, c);
+        sweep<kParts, 1>(panel, used, x, a.in, c);
       }
       for (int64_t h = 0; h < tokens; h += kRows) {
         for (int64_t i = 0; i < used; ++i)
@@ -274,15 +287,20 @@ void many_tokens(const LinearArgs& a, const Share& share) {
   }
 }
 
+template <int kParts>
+void linear(const LinearArgs& a, const Share& share) {
+  if (a.tokens == 1) return few_tokens<kParts, 1>(a, share);
+  if (a.tokens <= kRows) return few_tokens<kParts, kRows>(a, share);
+  many_tokens<kParts>(a, share);
+}
+
 }  // namespace
 
 void LinearAmx(const LinearArgs& a, const Share& share) {
   if (a.weight_dtype == DType::kQ8_0) return LinearAmxQ8(a, share);
   if (a.weight_dtype == DType::kQ4_0) return LinearVnni(a, share);
   if (a.weight_dtype != DType::kBF16) return Linear(a, share);
-  if (a.tokens == 1) return few_tokens<1>(a, share);
-  if (a.tokens <= kRows) return few_tokens<kRows>(a, share);
-  many_tokens(a, share);
+  a.activation_type == DType::kBF16 ? linear<kRounded>(a, share) : linear<kExact>(a, share);
 }
 
 int64_t LinearAmxScratch(int64_t in, DType dtype) {
@@ -290,7 +308,7 @@ int64_t LinearAmxScratch(int64_t in, DType dtype) {
   if (dtype == DType::kQ4_0) return LinearVnniScratch(in, dtype);
   if (dtype != DType::kBF16) return LinearScratch(in, dtype);
   const int64_t steps = steps_of(in);
-  return (panel_strips(in) * (steps + 2) + 2 * steps * kParts) * kTileBytes / static_cast<int64_t>(sizeof(float));
+  return (panel_strips(in) * (steps + 2) + 2 * steps * kExact) * kTileBytes / static_cast<int64_t>(sizeof(float));
 }
 
 }  // namespace HWY_NAMESPACE

@@ -136,6 +136,12 @@ final class ModelLoader {
           case F32 -> mamba4j_h.M4J_F32();
           case BF16 -> mamba4j_h.M4J_BF16();
         });
+    m4j_model_config.activation_type(
+        struct,
+        switch (options.activationType()) {
+          case F32 -> mamba4j_h.M4J_F32();
+          case BF16 -> mamba4j_h.M4J_BF16();
+        });
     m4j_model_config.n_layer(struct, config.layers());
     m4j_model_config.vocab_size(struct, config.vocabSize());
     m4j_model_config.d_model(struct, config.dModel());

@@ -11,6 +11,7 @@ import java.util.Objects;
  * @param weightType element type of the matrices; another one than {@link WeightType#STORED} has them converted into
  *     native memory while loading, which reads the files once and lets go of them
  * @param stateType element type of the SSM states of sequences; {@link StateType#BF16} needs a GPU
+ * @param activationType what activations may be rounded to on the CPU
  * @param progress hears about downloading and reading
  */
 public record ModelOptions(
@@ -19,6 +20,7 @@ public record ModelOptions(
     Weights weights,
     WeightType weightType,
     StateType stateType,
+    ActivationType activationType,
     ProgressListener progress) {
 
   /** Where weights live. */
@@ -35,50 +37,60 @@ public record ModelOptions(
 
   private static final ModelOptions DEFAULTS =
       new ModelOptions(
-          EngineOptions.defaults(), null, Weights.MAPPED, WeightType.STORED, StateType.F32, (what, done, total) -> {});
+          EngineOptions.defaults(),
+          null,
+          Weights.MAPPED,
+          WeightType.STORED,
+          StateType.F32,
+          ActivationType.F32,
+          (what, done, total) -> {});
 
   public ModelOptions {
     Objects.requireNonNull(engineOptions, "engineOptions");
     Objects.requireNonNull(weights, "weights");
     Objects.requireNonNull(weightType, "weightType");
     Objects.requireNonNull(stateType, "stateType");
+    Objects.requireNonNull(activationType, "activationType");
     Objects.requireNonNull(progress, "progress");
   }
 
-  /** An engine of its own with default options, mapped weights as they are stored, float32 states, no reports. */
+  /** An engine of its own with default options, mapped weights as they are stored, all else float32, no reports. */
   public static ModelOptions defaults() {
     return DEFAULTS;
   }
 
   /** These options with another device for the model's own engine. */
   public ModelOptions withDevice(Device device) {
-    return new ModelOptions(engineOptions.withDevice(device), engine, weights, weightType, stateType, progress);
+    return new ModelOptions(
+        engineOptions.withDevice(device), engine, weights, weightType, stateType, activationType, progress);
   }
 
   /** These options with another number of threads for the model's own engine, 0 for the default. */
   public ModelOptions withThreads(int threads) {
-    return new ModelOptions(engineOptions.withThreads(threads), engine, weights, weightType, stateType, progress);
+    return new ModelOptions(
+        engineOptions.withThreads(threads), engine, weights, weightType, stateType, activationType, progress);
   }
 
   /** These options with another instruction set for the model's own engine, null for the best. */
   public ModelOptions withSimdTarget(String simdTarget) {
-    return new ModelOptions(engineOptions.withSimdTarget(simdTarget), engine, weights, weightType, stateType, progress);
+    return new ModelOptions(
+        engineOptions.withSimdTarget(simdTarget), engine, weights, weightType, stateType, activationType, progress);
   }
 
   /** These options with an engine to share, which stays the caller's to close. */
   public ModelOptions withEngine(Engine engine) {
     Objects.requireNonNull(engine, "engine");
-    return new ModelOptions(engineOptions, engine, weights, weightType, stateType, progress);
+    return new ModelOptions(engineOptions, engine, weights, weightType, stateType, activationType, progress);
   }
 
   /** These options with another place for the weights. */
   public ModelOptions withWeights(Weights weights) {
-    return new ModelOptions(engineOptions, engine, weights, weightType, stateType, progress);
+    return new ModelOptions(engineOptions, engine, weights, weightType, stateType, activationType, progress);
   }
 
   /** These options with another element type for the matrices in memory. */
   public ModelOptions withWeightType(WeightType weightType) {
-    return new ModelOptions(engineOptions, engine, weights, weightType, stateType, progress);
+    return new ModelOptions(engineOptions, engine, weights, weightType, stateType, activationType, progress);
   }
 
   /**
@@ -86,11 +98,16 @@ public record ModelOptions(
    * one than {@link StateType#F32} is an {@link UnsupportedOperationException}.
    */
   public ModelOptions withStateType(StateType stateType) {
-    return new ModelOptions(engineOptions, engine, weights, weightType, stateType, progress);
+    return new ModelOptions(engineOptions, engine, weights, weightType, stateType, activationType, progress);
+  }
+
+  /** These options with another type that activations may be rounded to where they meet matrices of it. */
+  public ModelOptions withActivationType(ActivationType activationType) {
+    return new ModelOptions(engineOptions, engine, weights, weightType, stateType, activationType, progress);
   }
 
   /** These options with a listener. */
   public ModelOptions withProgress(ProgressListener progress) {
-    return new ModelOptions(engineOptions, engine, weights, weightType, stateType, progress);
+    return new ModelOptions(engineOptions, engine, weights, weightType, stateType, activationType, progress);
   }
 }

@@ -76,6 +76,7 @@ final class BenchCommand extends CliCommand {
       figures.put("simd_target", engine.simdTarget());
       figures.put("threads", engine.threads());
       figures.put("weights", weights(folder));
+      figures.put("activations", lower(model.activations));
     }
     if (json) {
       figures.replaceAll((name, value) -> value instanceof Spread spread ? spread.json() : value);

@@ -32,14 +32,17 @@ class BenchCommandTest {
 
   @Test
   void jsonHasTheFixedForm() throws IOException {
-    int code = run("--threads", "1", "--prefill", "20", "--decode", "4", "--repeat", "3", "--weights", "bf16", "--json");
+    int code =
+        run(
+            "--threads", "1", "--prefill", "20", "--decode", "4", "--repeat", "3", "--weights", "bf16", "--activations",
+            "bf16", "--json");
     assertEquals(0, code, err.toString());
     assertEquals(1, out.toString().lines().count());
     Map<String, Object> json = JSON.std.mapFrom(out.toString());
     assertEquals(
         List.of(
             "load_ms", "ttft_ms", "prefill_tok_s", "decode_tok_s", "bytes_per_token", "read_bandwidth_gb_s", "sgemm_gflops",
-            "simd_target", "threads", "weights"),
+            "simd_target", "threads", "weights", "activations"),
         List.copyOf(json.keySet()));
     for (String name : List.of("load_ms", "ttft_ms", "prefill_tok_s", "decode_tok_s")) {
       Map<?, ?> spread = (Map<?, ?>) json.get(name);
@@ -56,13 +59,17 @@ class BenchCommandTest {
     assertTrue(number(json.get("sgemm_gflops")) > 0, json.toString());
     assertEquals(1, json.get("threads"));
     assertEquals("bf16", json.get("weights"));
+    assertEquals("bf16", json.get("activations"));
   }
 
   @Test
   void tableForPeople() {
     int code = run("--threads", "1", "--prefill", "20", "--decode", "4", "--repeat", "1");
     assertEquals(0, code, err.toString());
-    assertTrue(out.toString().matches("(?s)load_ms +[0-9.,]+  \\([0-9.,]+ to [0-9.,]+\\)\\R.*weights +bf16\\R"), out.toString());
+    assertTrue(
+        out.toString()
+            .matches("(?s)load_ms +[0-9.,]+  \\([0-9.,]+ to [0-9.,]+\\)\\R.*weights +bf16\\Ractivations +f32\\R"),
+        out.toString());
   }
 
   @ParameterizedTest

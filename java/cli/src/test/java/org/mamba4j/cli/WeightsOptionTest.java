@@ -65,6 +65,28 @@ class WeightsOptionTest {
     }
   }
 
+  /** Commands that load a model take it; what it changes ActivationTypeTest tells. */
+  @Test
+  void activationsInBfloat16() throws IOException {
+    String prompt = "int i = 0;";
+    Path file = temp.resolve("logits");
+    Object[][] commands = {
+      {"inspect", "--model", DEMO}, {"score", "--model", DEMO, "--prompt", prompt},
+      {"generate", "--model", DEMO, "--prompt", prompt, "--max-new-tokens", 2},
+      {"logits", "--model", GOLDEN, "--ids", "1,2", "--weights", "bf16", "--out", file}
+    };
+    for (Object[] command : commands) {
+      for (String type : new String[] {"f32", "bf16", "int8"}) {
+        Object[] words = Arrays.copyOf(command, command.length + 2);
+        words[command.length] = "--activations";
+        words[command.length + 1] = type;
+        Output output = run(words);
+        assertEquals(type.equals("int8") ? 2 : 0, output.code(), output.err());
+        assertTrue(output.code() == 0 || output.err().contains("--activations"), output.err());
+      }
+    }
+  }
+
   @Test
   void everyCommandTakesIt() throws IOException {
     String prompt = "int i = 0;";

@@ -18,6 +18,8 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     uint64_t struct_size;
  *     int32_t family;
  *     int32_t state_type;
+ *     int32_t activation_type;
+ *     int32_t reserved;
  *     int64_t n_layer;
  *     int64_t vocab_size;
  *     int64_t d_model;
@@ -46,6 +48,8 @@ public class m4j_model_config {
         mamba4j_h.C_LONG.withName("struct_size"),
         mamba4j_h.C_INT.withName("family"),
         mamba4j_h.C_INT.withName("state_type"),
+        mamba4j_h.C_INT.withName("activation_type"),
+        mamba4j_h.C_INT.withName("reserved"),
         mamba4j_h.C_LONG.withName("n_layer"),
         mamba4j_h.C_LONG.withName("vocab_size"),
         mamba4j_h.C_LONG.withName("d_model"),
@@ -200,6 +204,94 @@ public class m4j_model_config {
      */
     public static void state_type(MemorySegment struct, int fieldValue) {
         struct.set(state_type$LAYOUT, state_type$OFFSET, fieldValue);
+    }
+
+    private static final OfInt activation_type$LAYOUT = (OfInt)$LAYOUT.select(groupElement("activation_type"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * int32_t activation_type
+     * }
+     */
+    public static final OfInt activation_type$layout() {
+        return activation_type$LAYOUT;
+    }
+
+    private static final long activation_type$OFFSET = $LAYOUT.byteOffset(groupElement("activation_type"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * int32_t activation_type
+     * }
+     */
+    public static final long activation_type$offset() {
+        return activation_type$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * int32_t activation_type
+     * }
+     */
+    public static int activation_type(MemorySegment struct) {
+        return struct.get(activation_type$LAYOUT, activation_type$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * int32_t activation_type
+     * }
+     */
+    public static void activation_type(MemorySegment struct, int fieldValue) {
+        struct.set(activation_type$LAYOUT, activation_type$OFFSET, fieldValue);
+    }
+
+    private static final OfInt reserved$LAYOUT = (OfInt)$LAYOUT.select(groupElement("reserved"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * int32_t reserved
+     * }
+     */
+    public static final OfInt reserved$layout() {
+        return reserved$LAYOUT;
+    }
+
+    private static final long reserved$OFFSET = $LAYOUT.byteOffset(groupElement("reserved"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * int32_t reserved
+     * }
+     */
+    public static final long reserved$offset() {
+        return reserved$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * int32_t reserved
+     * }
+     */
+    public static int reserved(MemorySegment struct) {
+        return struct.get(reserved$LAYOUT, reserved$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * int32_t reserved
+     * }
+     */
+    public static void reserved(MemorySegment struct, int fieldValue) {
+        struct.set(reserved$LAYOUT, reserved$OFFSET, fieldValue);
     }
 
     private static final OfLong n_layer$LAYOUT = (OfLong)$LAYOUT.select(groupElement("n_layer"));

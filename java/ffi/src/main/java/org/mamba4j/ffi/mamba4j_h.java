@@ -2248,7 +2248,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_LOGITS_NONE = (int)0L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:304:1).M4J_LOGITS_NONE = 0
+     * enum enum (unnamed at ./mamba4j.h:307:1).M4J_LOGITS_NONE = 0
      * }
      */
     public static int M4J_LOGITS_NONE() {
@@ -2257,7 +2257,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_LOGITS_LAST = (int)1L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:304:1).M4J_LOGITS_LAST = 1
+     * enum enum (unnamed at ./mamba4j.h:307:1).M4J_LOGITS_LAST = 1
      * }
      */
     public static int M4J_LOGITS_LAST() {
@@ -2266,7 +2266,7 @@ public class mamba4j_h extends mamba4j_h$shared {
     private static final int M4J_LOGITS_ALL = (int)2L;
     /**
      * {@snippet lang=c :
-     * enum enum (unnamed at ./mamba4j.h:304:1).M4J_LOGITS_ALL = 2
+     * enum enum (unnamed at ./mamba4j.h:307:1).M4J_LOGITS_ALL = 2
      * }
      */
     public static int M4J_LOGITS_ALL() {

@@ -3,6 +3,7 @@ package org.mamba4j.bench.peers;
 import java.io.IOException;
 import java.lang.foreign.MemorySegment;
 import java.nio.file.Path;
+import org.mamba4j.ActivationType;
 import org.mamba4j.Model;
 import org.mamba4j.ModelOptions;
 import org.mamba4j.Session;
@@ -12,8 +13,8 @@ final class Mamba4j extends TokenContender {
   private final Model model;
   private final Session session;
 
-  Mamba4j(Path folder, int threads) throws IOException {
-    model = Model.load(folder, ModelOptions.defaults().withThreads(threads));
+  Mamba4j(Path folder, int threads, ActivationType activations) throws IOException {
+    model = Model.load(folder, ModelOptions.defaults().withThreads(threads).withActivationType(activations));
     session = model.newSession();
   }
 

@@ -14,6 +14,7 @@ import java.util.Locale;
 import java.util.Map;
 import java.util.concurrent.Callable;
 import java.util.function.ToDoubleFunction;
+import org.mamba4j.ActivationType;
 import picocli.CommandLine;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Option;
@@ -48,6 +49,12 @@ public final class Peers implements Callable<Integer> {
   @Option(names = "--weights", split = ",", defaultValue = "f32,f16,q8_0", description = "Forms of the weights.")
   List<String> weights;
 
+  @Option(
+      names = "--activations",
+      defaultValue = "F32",
+      description = "What ours may round activations to: ${COMPLETION-CANDIDATES}. llama.cpp takes the weights' type.")
+  ActivationType activations;
+
   @Option(names = "--threads", defaultValue = "2", description = "Threads of each.")
   int threads;
 
@@ -80,7 +87,7 @@ public final class Peers implements Callable<Integer> {
   private boolean wrong;
 
   public static void main(String[] args) {
-    CommandLine line = new CommandLine(new Peers());
+    CommandLine line = new CommandLine(new Peers()).setCaseInsensitiveEnumValuesAllowed(true);
     line.setExecutionExceptionHandler(
         (e, at, arguments) -> {
           System.err.println("bench.sh: " + e.getMessage());
@@ -106,6 +113,7 @@ public final class Peers implements Callable<Integer> {
     report.put("date", LocalDate.now().toString());
     report.put("processor", processor());
     report.put("threads", threads);
+    report.put("activations", activations.name().toLowerCase(Locale.ROOT));
     report.put("max_foreign_share", maxForeign);
     report.put("figures", figures);
     report.put("notes", notes);
@@ -145,7 +153,13 @@ public final class Peers implements Callable<Integer> {
     File log = out.resolveSibling("peers-" + name + ".log").toFile();
     try {
       Path path = name.equals(OURS) ? ourModel(model, form) : modelDir.resolve(model + "." + form + ".gguf");
-      contenders.put(name, new WorkerProcess(name, path, threads, name.equals(LLAMA_CPP) ? llamaCpp : null, log));
+      String extra =
+          switch (name) {
+            case OURS -> activations.name();
+            case LLAMA_CPP -> llamaCpp.toString();
+            default -> "";
+          };
+      contenders.put(name, new WorkerProcess(name, path, threads, extra, log));
     } catch (IOException | UnsupportedOperationException e) {
       note("%s %s: %s cannot run it: %s".formatted(model, form, name, e.getMessage()));
     }

@@ -9,6 +9,7 @@ import java.lang.management.ManagementFactory;
 import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.stream.Collectors;
+import org.mamba4j.ActivationType;
 
 /**
  * One contender in a process of its own, so that none meets the threads or the memory of another. Obeys lines on standard
@@ -43,13 +44,16 @@ final class Worker {
 
   private Worker() {}
 
-  /** Arguments: name of the contender, model, threads, and for llama.cpp the folder of its libraries. */
+  /**
+   * Arguments: name of the contender, model, threads, and what it alone needs: for this library the type of
+   * activations, for llama.cpp the folder of its libraries.
+   */
   public static void main(String[] args) throws IOException {
     Path model = Path.of(args[1]);
     int threads = Integer.parseInt(args[2]);
     Opener opener =
         switch (args[0]) {
-          case Peers.OURS -> () -> new Mamba4j(model, threads);
+          case Peers.OURS -> () -> new Mamba4j(model, threads, ActivationType.valueOf(args[3]));
           case Peers.LLAMA_CPP -> () -> new LlamaCpp(Path.of(args[3]), model, threads);
           case Peers.JAVA_LLAMA -> () -> new JavaLlama(model, threads);
           default -> throw new IllegalArgumentException(args[0]);

@@ -18,9 +18,10 @@ final class WorkerProcess implements AutoCloseable {
   /**
    * Starts the process and waits until the model is loaded.
    *
+   * @param extra the last of {@link Worker}'s arguments
    * @throws IOException if the contender cannot load the model; the message says why
    */
-  WorkerProcess(String contender, Path model, int threads, Path libraries, File log) throws IOException {
+  WorkerProcess(String contender, Path model, int threads, String extra, File log) throws IOException {
     List<String> command =
         new ArrayList<>(
             List.of(
@@ -32,10 +33,8 @@ final class WorkerProcess implements AutoCloseable {
                 Worker.class.getName(),
                 contender,
                 model.toString(),
-                Integer.toString(threads)));
-    if (libraries != null) {
-      command.add(libraries.toString());
-    }
+                Integer.toString(threads),
+                extra));
     process =
         new ProcessBuilder(command).redirectError(ProcessBuilder.Redirect.appendTo(log)).start();
     in = process.inputReader();
