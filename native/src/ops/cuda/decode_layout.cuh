@@ -19,7 +19,7 @@ constexpr int kRowsOfWarp = kWarp / kLanes;
 constexpr int kProducts = 5;   // kinds of them
 constexpr int kMaxRank = 4 * kLanes * 8;   // padded dt_rank: four times 8 columns a lane
 constexpr int kMaxScanState = 2 * kLanes;  // d_state of the scan: two a lane
-constexpr int kMaxColumns = 64;          // of x_proj's transpose that arrive together
+constexpr int kMaxColumns = 64;            // of x_proj's transpose that arrive together
 constexpr int kMaxHandedOver = 4096;       // T E for several tokens: beyond it handing over takes longer than launches
 constexpr int kLayerWords = sizeof(DecodeLayer) / sizeof(uint64_t);
 

@@ -86,8 +86,9 @@ class Step {
 #pragma unroll 1
       for (int phase = last ? kHead : 0; phase <= (last ? kHead : kOut); ++phase) {
         if (!kMamba2 || phase != kX) {
-          // What Mamba-1 reads between x and z is small.
-          fetch_rows(layer, phase, 0, at<Product>(l.products)[phase].count, !kMamba2 && (phase == kSmall || phase == kZ));
+          // What Mamba-1 reads between x and z is little.
+          const bool more = !kMamba2 && (phase == kSmall || phase == kZ);
+          fetch_rows(layer, phase, 0, at<Product>(l.products)[phase].count, more);
         } else {
           fetch_x_z_states(layer);
           phase = kZ;
@@ -832,7 +833,8 @@ void launch(DecodeStepArgs a, cudaStream_t stream) {
   layout(a, device.multiprocessors, &exchange);
   void* arguments[] = {&a, &exchange, &shape};
   check(cudaLaunchCooperativeKernel(kernel, dim3(static_cast<unsigned>(device.multiprocessors)),
-                                    dim3(threads_of_block(kMamba2)), arguments, static_cast<std::size_t>(bytes), stream),
+                                    dim3(threads_of_block(kMamba2)), arguments, static_cast<std::size_t>(bytes),
+                                    stream),
         "decode_step");
 }
 

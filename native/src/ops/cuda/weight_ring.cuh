@@ -9,7 +9,7 @@
 
 namespace m4j::cuda {
 
-constexpr int kWarps = 8;         // that compute; one more fetches
+constexpr int kWarps = 8;         // that compute; others fetch, or add
 constexpr int kMaxStages = 64;    // of the ring
 constexpr int kMaxRowsShift = 4;  // log2 of the rows of a stage
 
