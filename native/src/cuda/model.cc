@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "ops/cuda/convert.h"
+#include "ops/cuda/copy.h"
 
 namespace m4j::cuda {
 namespace {
@@ -139,34 +140,45 @@ Model::Model(Engine& engine_, const m4j::Model& host)
   Uploader upload(engine, dtype, memory_.data(), staging.data());
   walk(upload);
 
-  std::vector<DecodeLayer> decode;
-  bool plain = true;  // all matrices in one dtype
+  prepare_decode();
+  engine.wait();
+}
+
+void Model::prepare_decode() {
   for (const Layer& l : layers) {
     for (const DeviceMatrix& m : {l.in_proj, l.x_proj, l.dt_proj, l.out_proj, lm_head}) {
-      plain &= m.rows == 0 || m.dtype == dtype;
+      if (m.rows != 0 && m.dtype != dtype) return;
     }
-    decode.push_back({l.norm, l.in_proj.data, l.in_proj_bias, l.conv_weight, l.conv_bias, l.x_proj.data, l.dt_proj.data,
+  }
+  decode_tokens_ = kMaxDecodeTokens;
+  for (DecodeStepArgs args; decode_tokens_ > 0; --decode_tokens_) {
+    decode_step_args(decode_tokens_, &args);
+    if (decode_step_fits(args)) break;
+  }
+  if (decode_tokens_ == 0) return;
+  const int64_t rows = layers.front().x_proj.rows, columns = layers.front().x_proj.columns;
+  const int64_t matrix_bytes = align(dtype_bytes(dtype, rows * columns));
+  decode_x_proj_ = DeviceBuffer(config.n_layer * matrix_bytes, "weights", &engine.bytes);
+  std::vector<DecodeLayer> decode;
+  for (const Layer& l : layers) {
+    char* x_proj = decode_x_proj_.data();
+    if (x_proj != nullptr) {
+      x_proj += static_cast<int64_t>(decode.size()) * matrix_bytes;
+      const Array from{dtype, const_cast<void*>(l.x_proj.data), {1, 1, columns, rows}, {0, 0, 1, columns}};
+      copy(from, {dtype, x_proj, {1, 1, columns, rows}, {0, 0, rows, 1}}, engine.stream);
+    }
+    decode.push_back({l.norm, l.in_proj.data, l.in_proj_bias, l.conv_weight, l.conv_bias, x_proj, l.dt_proj.data,
                       l.dt_bias, l.A, l.D, l.mixer_norm, l.out_proj.data, l.out_proj_bias});
   }
-  if (plain) {
-    const auto bytes = static_cast<int64_t>(decode.size() * sizeof(DecodeLayer));
-    decode_layers_ = DeviceBuffer(bytes, "weights", &engine.bytes);
-    engine.transfers.upload(decode_layers_.data(), decode.data(), bytes, engine.stream);
+  const auto bytes = static_cast<int64_t>(decode.size() * sizeof(DecodeLayer));
+  decode_layers_ = DeviceBuffer(bytes, "weights", &engine.bytes);
+  engine.transfers.upload(decode_layers_.data(), decode.data(), bytes, engine.stream);
+  for (int64_t tokens = 1; tokens <= decode_tokens_; ++tokens) {
+    DecodeStepArgs args;
+    decode_step_args(tokens, &args);
+    DeviceBuffer& memory = decode_workspaces_.emplace_back(decode_step_workspace(args), "workspace", &engine.bytes);
+    check(cudaMemsetAsync(memory.data(), 0, static_cast<std::size_t>(memory.bytes()), engine.stream), "cudaMemset");
   }
-  if (plain) {
-    decode_tokens_ = kMaxDecodeTokens;
-    for (DecodeStepArgs args; decode_tokens_ > 0; --decode_tokens_) {
-      decode_step_args(decode_tokens_, &args);
-      if (decode_step_fits(args)) break;
-    }
-    for (int64_t tokens = 1; tokens <= decode_tokens_; ++tokens) {
-      DecodeStepArgs args;
-      decode_step_args(tokens, &args);
-      DeviceBuffer& memory = decode_workspaces_.emplace_back(decode_step_workspace(args), "workspace", &engine.bytes);
-      check(cudaMemsetAsync(memory.data(), 0, static_cast<std::size_t>(memory.bytes()), engine.stream), "cudaMemset");
-    }
-  }
-  engine.wait();
 }
 
 bool Model::decode_step_args(int64_t tokens, DecodeStepArgs* args) const {

@@ -54,8 +54,12 @@ class Model {
   bool decode_step_args(int64_t tokens, DecodeStepArgs* args) const;
 
  private:
+  // What the decode kernel needs of a model that it takes.
+  void prepare_decode();
+
   DeviceBuffer memory_;
   DeviceBuffer decode_layers_;                   // DecodeLayer [n_layer]; empty for quantised weights
+  DeviceBuffer decode_x_proj_;                   // Mamba-1: transposes, [n_layer, E, dbc_ld]
   std::vector<DeviceBuffer> decode_workspaces_;  // of one token, of two, ...
   int64_t decode_tokens_ = 0;                    // what the decode kernel takes of this model at a time
 };

@@ -50,6 +50,7 @@ class CudaModel : public ApiTest, public ::testing::WithParamInterface<TinyOptio
     for (const int64_t n : lengths) result.push_back(random.ids(n, static_cast<int32_t>(V)));
     return result;
   }
+  void steps_equal_the_cpu();
 };
 
 struct Side {
@@ -59,27 +60,8 @@ struct Side {
   Side(EnginePtr e, TinyModel& tiny) : engine(std::move(e)), model(make_model(engine, tiny)), states(make_states(model)) {}
 };
 
-TEST_P(CudaModel, RaggedBatchesEqualTheCpu) {
-  Side cpu(make_engine(), tiny), gpu(make_gpu_engine(), tiny);
-  std::vector<m4j_slot> cpu_slots, gpu_slots;
-  for (int i = 0; i < 5; ++i) {
-    cpu_slots.push_back(take(cpu.states));
-    gpu_slots.push_back(take(gpu.states));
-  }
-  // Prefill, a mixed batch, decode, decode of other sequences, prefill again.
-  const std::vector<std::vector<int64_t>> calls = {{67, 1, 130, 3, 700}, {1, 9, 1, 2, 1}, {1, 1, 1, 1, 1}, {1, 1, 1, 1, 1}, {5, 300, 1, 64, 2}};
-  for (const auto& lengths : calls) {
-    const std::vector<Tokens> input = sequences(lengths);
-    const auto expected = advance(cpu.states, cpu_slots, input, V), actual = advance(gpu.states, gpu_slots, input, V);
-    for (size_t i = 0; i < input.size(); ++i) expect_near(actual[i], expected[i]);
-  }
-  for (size_t i = 0; i < cpu_slots.size(); ++i) {
-    expect_near(read_state(gpu.states, gpu_slots[i], tiny), read_state(cpu.states, cpu_slots[i], tiny));
-  }
-}
-
 // Steps of few sequences take a kernel of their own.
-TEST_P(CudaModel, StepsOfFewSequencesEqualTheCpu) {
+void CudaModel::steps_equal_the_cpu() {
   Side cpu(make_engine(), tiny), gpu(make_gpu_engine(), tiny);
   for (int64_t count = 1; count <= 5; ++count) {
     std::vector<m4j_slot> cpu_slots, gpu_slots, again;
@@ -99,6 +81,27 @@ TEST_P(CudaModel, StepsOfFewSequencesEqualTheCpu) {
       expect_near(state, read_state(cpu.states, cpu_slots[i], tiny));
       EXPECT_EQ(read_state(gpu.states, again[i], tiny), state);
     }
+  }
+}
+
+TEST_P(CudaModel, StepsOfFewSequencesEqualTheCpu) { steps_equal_the_cpu(); }
+
+TEST_P(CudaModel, RaggedBatchesEqualTheCpu) {
+  Side cpu(make_engine(), tiny), gpu(make_gpu_engine(), tiny);
+  std::vector<m4j_slot> cpu_slots, gpu_slots;
+  for (int i = 0; i < 5; ++i) {
+    cpu_slots.push_back(take(cpu.states));
+    gpu_slots.push_back(take(gpu.states));
+  }
+  // Prefill, a mixed batch, decode, decode of other sequences, prefill again.
+  const std::vector<std::vector<int64_t>> calls = {{67, 1, 130, 3, 700}, {1, 9, 1, 2, 1}, {1, 1, 1, 1, 1}, {1, 1, 1, 1, 1}, {5, 300, 1, 64, 2}};
+  for (const auto& lengths : calls) {
+    const std::vector<Tokens> input = sequences(lengths);
+    const auto expected = advance(cpu.states, cpu_slots, input, V), actual = advance(gpu.states, gpu_slots, input, V);
+    for (size_t i = 0; i < input.size(); ++i) expect_near(actual[i], expected[i]);
+  }
+  for (size_t i = 0; i < cpu_slots.size(); ++i) {
+    expect_near(read_state(gpu.states, gpu_slots[i], tiny), read_state(cpu.states, cpu_slots[i], tiny));
   }
 }
 
@@ -243,6 +246,23 @@ TEST_P(CudaModel, SnapshotsOfBfloat16States) {
 
 INSTANTIATE_TEST_SUITE_P(Models, CudaModel, ::testing::ValuesIn(all_options()),
                          [](const auto& info) { return info.param.name() + (info.param.tied ? "_tied" : ""); });
+
+// Sizes at which only that kernel does something else.
+class CudaDecode : public CudaModel {};
+TEST_P(CudaDecode, StepsOfFewSequencesEqualTheCpu) { steps_equal_the_cpu(); }
+
+std::vector<TinyOptions> decode_options() {
+  std::vector<TinyOptions> all;
+  for (const int32_t family : {M4J_MAMBA1, M4J_FALCON_MAMBA}) {
+    for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+      all.push_back({.family = family, .dtype = dtype, .even = true, .deep = true});
+    }
+  }
+  return all;
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, CudaDecode, ::testing::ValuesIn(decode_options()),
+                         [](const auto& info) { return info.param.name(); });
 
 class CudaEngine : public ApiTest {};
 

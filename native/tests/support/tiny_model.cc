@@ -104,6 +104,7 @@ std::string TinyOptions::name() const {
   if (activation_type == DType::kBF16) s += "_rounded";
   if (dt_min > 0) s += "_limited";
   if (wide) s += "_wide";
+  if (deep) s += "_deep";
   return s;
 }
 
@@ -142,8 +143,14 @@ TinyModel::TinyModel(const TinyOptions& o, uint64_t seed) : config{} {
     config.n_heads = mamba2 ? 66 : 0;
     config.dt_rank = mamba2 ? 0 : 17;
   }
+  if (o.deep) {
+    config.n_layer = 6;
+    config.d_inner = 8960;
+    config.d_state = 16;
+    config.dt_rank = 250;
+  }
   // Scales as in trained models: larger ones make the recurrence amplify float32 rounding.
-  const float narrow = o.wide ? 0.3f : 1;  // for longer sums
+  const float narrow = o.deep ? 0.1f : o.wide ? 0.3f : 1;  // for longer sums
   Source source(seed);
   const int64_t D = config.d_model, E = config.d_inner, N = config.d_state, R = config.dt_rank, C = conv_channels();
   const int64_t in_rows = mamba2 ? E + C + config.n_heads : 2 * E, heads = mamba2 ? config.n_heads : E;

@@ -42,6 +42,8 @@ struct TinyOptions {
   float dt_max = std::numeric_limits<float>::infinity();
   bool even = false;  // dimensions that a GPU takes, multiples of 8
   bool wide = false;  // several rows and many columns for each of a GPU's multiprocessors, but no full tile of either
+  bool deep = false;  // Mamba-1: more channels than a multiprocessor takes at a time, dt_rank and d_state the largest,
+                      // more layers
 
   std::string name() const;
 };

@@ -19,6 +19,7 @@ constexpr int kRowsOfWarp = kWarp / kLanes;
 constexpr int kProducts = 5;   // kinds of them
 constexpr int kMaxRank = 4 * kLanes * 8;   // padded dt_rank: four times 8 columns a lane
 constexpr int kMaxScanState = 2 * kLanes;  // d_state of the scan: two a lane
+constexpr int kMaxColumns = 64;            // of x_proj's transpose that arrive together
 constexpr int kMaxHandedOver = 4096;       // T E for several tokens: beyond it handing over takes longer than launches
 constexpr int kLayerWords = sizeof(DecodeLayer) / sizeof(uint64_t);
 
@@ -26,7 +27,7 @@ constexpr int kLayerWords = sizeof(DecodeLayer) / sizeof(uint64_t);
 // packet of a step may be taken for one of the step before, so each clears what the next will use.
 struct Exchange {
   Packet* x;        // [T, D] residual stream
-  Packet* u;        // Mamba-1: [T, E] output of the convolution
+  Packet* parts;    // Mamba-1: [small_size, T, part_count] sums of x_proj over the channels of one block each
   Packet* small;    // [T, small_size]
   Packet* y;        // [T, E] gated output of the scan
   int set;          // packets of a set: from a vector's place in the first to that in the second
@@ -38,7 +39,8 @@ struct SharedLayout {
   int slots, embeddings, products, rows, sums, squares, u, z, residual, small, fragments, barriers, ring;
   int warp_chunks;  // of fragments, for each warp
   int stages, stage_bytes;
-  Tiles model, inner, state;  // of rows of d_model or d_inner columns, of rows of states
+  Tiles model, inner;  // of rows of d_model or d_inner columns
+  Tiles x_proj, state;  // of rows of x_proj's transpose in Mamba-1, of states in Mamba-2
 };
 
 // This block's part of a matrix.
@@ -60,8 +62,13 @@ __host__ __device__ inline int small_stride(const DecodeStepArgs& a) { return (s
 // log2 of the distance between rows where the sums of all tokens lie together.
 __host__ __device__ inline int tokens_shift(int tokens) { return tokens <= 2 ? tokens - 1 : 2; }
 
+// Blocks that have channels, and so a part of each sum of x_proj. Where not all have some, those that do have one each.
+__host__ __device__ inline int part_count(const DecodeStepArgs& a, int blocks) {
+  return a.d_inner < blocks ? a.d_inner : blocks;
+}
+
 // Bytes of workspace.
-inline int64_t layout(const DecodeStepArgs& a, Exchange* e) {
+inline int64_t layout(const DecodeStepArgs& a, int blocks, Exchange* e) {
   constexpr int64_t kBegin = 256;
   int64_t used = kBegin;
   const auto take = [&](int64_t elements) {
@@ -70,7 +77,7 @@ inline int64_t layout(const DecodeStepArgs& a, Exchange* e) {
     return p;
   };
   e->x = take(a.d_model);
-  e->u = take(a.mamba2 ? 0 : a.d_inner);
+  e->parts = take(a.mamba2 ? 0 : int64_t{small_size(a)} * part_count(a, blocks));
   e->small = take(small_size(a));
   e->y = take(a.d_inner);
   e->set = static_cast<int>((used - kBegin) / static_cast<int64_t>(sizeof(Packet)));
@@ -119,8 +126,9 @@ inline SharedLayout shared_layout(const DecodeStepArgs& a, const Device& device)
   l.ring = used;
 
   const int model = row_pitch(a.d_model * element), inner = row_pitch(a.d_inner * element);
+  const int x_proj = a.mamba2 ? 0 : row_pitch(small_size(a) * element);
   const int state = a.mamba2 ? row_pitch(static_cast<int>(dtype_bytes(a.state_type, a.d_state))) : 0;
-  l.stage_bytes = (std::max({2 * model, inner, state}) + 127) / 128 * 128;
+  l.stage_bytes = (std::max({2 * model, inner, x_proj, state}) + 127) / 128 * 128;
   l.stages = std::min(kMaxStages, (device.shared_bytes - l.ring) / l.stage_bytes);
   if (l.stages < kMinStages) l.stages = 0;
   const auto tiles = [&](int pitch, int most) {
@@ -128,12 +136,16 @@ inline SharedLayout shared_layout(const DecodeStepArgs& a, const Device& device)
     while (t.shift < kMaxRowsShift && pitch << (t.shift + 1) <= l.stage_bytes) ++t.shift;
     // A divisor of all passes, and no more than half of the ring.
     while (t.rows > 1 && (t.rows > l.stages / 2 << t.shift || t.rows * pitch > kTileBytes)) t.rows /= 2;
-    t.ahead = std::max(1, kBytesOnTheWay / (t.rows * pitch));
+    t.ahead = std::clamp(kBytesOnTheWay / (t.rows * pitch), 1, kMaxStages / 2);
     return t;
   };
   l.model = tiles(model, kTileRows);
   l.inner = tiles(inner, kTileRows);
-  if (a.mamba2) l.state = tiles(state, kWarps * kRowsOfWarp);
+  if (a.mamba2) {
+    l.state = tiles(state, kWarps * kRowsOfWarp);
+  } else {
+    l.x_proj = tiles(x_proj, kMaxColumns);
+  }
   return l;
 }
 

@@ -86,7 +86,9 @@ class Step {
 #pragma unroll 1
       for (int phase = last ? kHead : 0; phase <= (last ? kHead : kOut); ++phase) {
         if (!kMamba2 || phase != kX) {
-          fetch_rows(layer, phase, 0, at<Product>(l.products)[phase].count);
+          // What Mamba-1 reads between x and z is little.
+          const bool more = !kMamba2 && (phase == kSmall || phase == kZ);
+          fetch_rows(layer, phase, 0, at<Product>(l.products)[phase].count, more);
         } else {
           fetch_x_z_states(layer);
           phase = kZ;
@@ -111,14 +113,69 @@ class Step {
   }
 
   // Of the block's rows of a product.
-  __device__ void fetch_rows(int layer, int phase, int first, int count) {
+  __device__ void fetch_rows(int layer, int phase, int first, int count, int more = 0) {
     const Product& p = at<Product>(l.products)[phase];
     const int row_bytes = p.columns * static_cast<int>(sizeof(W));
     const char* place = reinterpret_cast<const char*>(layers + layer) + p.matrix;
     const char* matrix =
         phase == kHead ? static_cast<const char*>(a.lm_head) : *reinterpret_cast<const char* const*>(place);
     const char* from = matrix + static_cast<int64_t>(p.first + p.begin + first) * row_bytes;
-    ring.fetch(ring_at, ring_free, from, row_bytes, count, p.tiles);
+    ring.fetch(ring_at, ring_free, from, row_bytes, count, p.tiles, more);
+  }
+
+  // The warp that adds, in Mamba-1: the sums of x_proj of which this block receives the parts.
+  __device__ void add() {
+    constexpr int kRows = kTokens == 1 ? 2 : 1, kSumsAtOnce = kRows * kTokens, kBatch = 5;
+    const int lane = static_cast<int>(threadIdx.x) % kWarp, parts = part_count(a, static_cast<int>(gridDim.x));
+#pragma unroll 1
+    for (int layer = 0; layer < a.n_layer; ++layer) {
+      const auto tag = static_cast<unsigned>(layer) + 1;
+#pragma unroll 1
+      for (int first = 0; first < smalls.count; first += kRows) {
+        const int count = min(kSumsAtOnce, (smalls.count - first) * tokens());
+        const Packet* from = e.parts + set + (smalls.begin + first) * tokens() * parts;
+        float sums[kSumsAtOnce] = {};
+#pragma unroll 1
+        for (int begin = lane; begin - lane < parts; begin += kBatch * kWarp) {
+          Packet v[kSumsAtOnce][kBatch];
+#pragma unroll
+          for (auto& row : v) {
+#pragma unroll
+            for (Packet& one : row) one = packet(0, tag - 1);
+          }
+          for (bool missing = true; __any_sync(~0u, missing);) {
+            missing = false;
+#pragma unroll
+            for (int i = 0; i < kSumsAtOnce; ++i) {
+#pragma unroll
+              for (int j = 0; j < kBatch; ++j) {
+                const int part = begin + j * kWarp;
+                if (i < count && part < parts && !has_tag(v[i][j], tag)) v[i][j] = look(from + i * parts + part);
+              }
+            }
+#pragma unroll
+            for (int i = 0; i < kSumsAtOnce; ++i) {
+#pragma unroll
+              for (int j = 0; j < kBatch; ++j) {
+                missing |= i < count && begin + j * kWarp < parts && !has_tag(v[i][j], tag);
+              }
+            }
+          }
+#pragma unroll
+          for (int i = 0; i < kSumsAtOnce; ++i) {
+#pragma unroll
+            for (const Packet one : v[i]) sums[i] += value_of(one);
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < kSumsAtOnce; ++i) {
+          if (i >= count) break;
+          const float sum = warp_sum(sums[i]);
+          const int row = smalls.begin + first + i / kTokens, t = i % kTokens;
+          if (lane == i) publish(e.small + set + t * small_size(a) + row, sum, tag);
+        }
+      }
+    }
   }
 
   // The warps that compute.
@@ -134,9 +191,12 @@ class Step {
         product<kSmall>(w, layer);
         product<kX>(w, layer);
       } else {
+        // Parts of B, C, dt, their sums, and those on their way to all blocks while z is multiplied.
         product<kX>(w, layer);
+        multiply_small(layer);
+        if (kTokens == 1) load_early(w, layer);
         product<kZ>(w, layer);
-        product<kSmall>(w, layer);
+        if (kTokens > 1) load_early(w, layer);  // there are no registers for it before
       }
       if (channels.count > 0) {
         if constexpr (kMamba2) {
@@ -152,7 +212,7 @@ class Step {
 
  private:
   // The matrix products of a layer, and the head. A block's rows of x and z are those of its own channels.
-  static constexpr int kX = kMamba2 ? 1 : 0, kZ = kX + 1, kSmall = kMamba2 ? 0 : 2, kOut = 3, kHead = 4;
+  static constexpr int kX = kMamba2 ? 1 : 0, kSmall = kMamba2 ? 0 : 1, kZ = 2, kOut = 3, kHead = 4;
 
   __device__ int tokens() const { return kTokens == 1 ? 1 : a.tokens; }
   __device__ int shift() const { return kTokens == 1 ? 0 : tokens_shift(a.tokens); }
@@ -171,7 +231,7 @@ class Step {
       case kZ: return {kInProj, first_row(kZ), channels.begin, channels.count, D, l.model};
       case kSmall:
         if (kMamba2) return {kInProj, first_row(kSmall), smalls.begin, smalls.count, D, l.model};
-        return {offsetof(DecodeLayer, x_proj), 0, smalls.begin, smalls.count, E, l.inner};
+        return {offsetof(DecodeLayer, x_proj), 0, channels.begin, channels.count, small_size(a), l.x_proj};
       case kOut:
         return {offsetof(DecodeLayer, out_proj), 0, outputs.begin, outputs.count, E, l.inner};
       default: {
@@ -258,9 +318,9 @@ class Step {
   // float16 ends at 65504, which a residual stream may exceed: it is scaled down before the norm.
   static constexpr float kScale = std::is_same_v<W, __half> ? 0x1p-6f : 1;
 
-  // Whether a product reads u or y [E] instead of the residual stream [D], and whether what it reads is normed.
+  // Whether a product reads y [E] instead of the residual stream [D], and whether what it reads is normed.
   template <int kPhase>
-  static constexpr bool kInner = kPhase == kOut || (!kMamba2 && kPhase == kSmall);
+  static constexpr bool kInner = kPhase == kOut;
   template <int kPhase>
   static constexpr bool kNormed = !kInner<kPhase> || kMamba2;
 
@@ -322,7 +382,7 @@ class Step {
     constexpr bool kStream = !kInner<kPhase>;  // the residual stream
     const float* norm = kPhase == kHead ? a.norm_f : kStream ? w.norm : kMamba2 ? w.mixer_norm : nullptr;
     if (kStream && kPhase != kHead && layer == 0) return receive_embedding(norm, model_slice, squares);
-    receive<W, kTokens>((kStream ? e.x : kPhase == kOut ? e.y : e.u) + set, kStream ? a.d_model : a.d_inner,
+    receive<W, kTokens>((kStream ? e.x : e.y) + set, kStream ? a.d_model : a.d_inner,
                         static_cast<unsigned>(kStream ? layer : layer + 1), norm, kNormed<kPhase> ? kScale : 1,
                         kStream ? model_slice : inner_slice, tokens(), fragments(), stride(), squares);
   }
@@ -441,7 +501,6 @@ class Step {
     } else if constexpr (kPhase == kZ) {
       at<float>(l.z)[i] = v;
     } else if constexpr (kPhase == kX) {
-      if (!kMamba2) publish(e.u + set + t * a.d_inner + row, v, tag);
       at<float>(l.u)[i] = v;
     } else if constexpr (kPhase == kSmall) {
       publish(e.small + set + t * small_size(a) + row, v, tag);
@@ -449,6 +508,72 @@ class Step {
       v += at<float>(l.residual)[i];
       publish(e.x + set + t * a.d_model + row, v, tag);
       at<float>(l.residual)[i] = v;
+    }
+  }
+
+  // Mamba-1: the parts of dt, B and C that come from this block's channels, to the blocks that add them up. Four lanes
+  // share four sums, each with a channel of four that follow each other.
+  __device__ void multiply_small(int layer) {
+    constexpr int kColumns = 4, kGroup = kLanes * kColumns;  // sums of a lane and of a warp
+    constexpr int kRounds = (kMaxRank + 2 * kMaxScanState + kWarps * kGroup - 1) / (kWarps * kGroup);
+    static_assert(kWarp / kLanes == kColumns);
+    if (channels.count == 0) return;
+    block_barrier();
+    const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+    const int size = small_size(a), pitch = row_pitch(size * static_cast<int>(sizeof(W)));
+    const int mine = lane / kLanes, column = warp * kGroup + lane % kLanes * kColumns, stage_rows = 1 << l.x_proj.shift;
+    float sums[kRounds][kTokens][kColumns] = {};
+#pragma unroll 1
+    for (int first = 0; first < channels.count; first += l.x_proj.rows) {
+      const int count = min(l.x_proj.rows, channels.count - first);
+      ring.wait(ring_at);
+#pragma unroll
+      for (int round = 0; round < kRounds; ++round) {
+        const int from = column + round * kWarps * kGroup;
+        if (from >= size) break;
+#pragma unroll 1
+        for (int begin = 0; begin < count; begin += stage_rows) {
+          const char* rows = ring.row(ring_at, begin, pitch, l.x_proj.shift) + from * static_cast<int>(sizeof(W));
+          const float* u = at<float>(l.u) + ((first + begin) << shift());
+          const int end = min(stage_rows, count - begin);
+#pragma unroll 4
+          for (int i = mine; i < end; i += kWarp / kLanes) {
+            const Packed<W, kColumns> w = *reinterpret_cast<const Packed<W, kColumns>*>(rows + i * pitch);
+#pragma unroll
+            for (int t = 0; t < kTokens; ++t) {
+              if (t >= tokens()) break;
+              const float v = u[i << shift() | t];
+#pragma unroll
+              for (int c = 0; c < kColumns; ++c) sums[round][t][c] = fmaf(w[c], v, sums[round][t][c]);
+            }
+          }
+        }
+      }
+      ring.release(ring_at, count, l.x_proj.shift);
+    }
+    // A part is known by the block's number, or that of its channel where only some have one.
+    const int parts = part_count(a, static_cast<int>(gridDim.x));
+    const int part = min(static_cast<int>(blockIdx.x), channels.begin);
+#pragma unroll
+    for (int round = 0; round < kRounds; ++round) {
+      const int from = warp * kGroup + round * kWarps * kGroup;
+      if (from >= size) break;
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) {
+        if (t >= tokens()) break;
+        float sum = 0;
+#pragma unroll
+        for (int c = 0; c < kColumns; ++c) {
+          float v = sums[round][t][c];
+          v += __shfl_xor_sync(~0u, v, kLanes);
+          v += __shfl_xor_sync(~0u, v, 2 * kLanes);
+          if (mine == c) sum = v;
+        }
+        const int row = from + lane % kLanes * kColumns + mine;
+        if (row < size) {
+          publish(e.parts + set + (row * tokens() + t) * parts + part, sum, static_cast<unsigned>(layer) + 1);
+        }
+      }
     }
   }
 
@@ -516,15 +641,25 @@ class Step {
     return rsqrtf(warp_sum(squares) / static_cast<float>(size) + a.mixer_norm_eps);
   }
 
+  __device__ int first_channel() const {
+    const int row = static_cast<int>(threadIdx.x) / kLanes;
+    return channels.begin + min(row, channels.count - 1);
+  }
+
+  // What scan() begins with.
+  __device__ void load_early(const DecodeLayer& w, int layer) {
+    if (channels.count == 0) return;
+    early_channel = load_channel(w, first_channel());
+    load_states(early_states, 0, layer, first_channel());
+  }
+
   // dt_proj and the selective scan of this block's channels.
   __device__ void scan(const DecodeLayer& w, int layer) {
     const int E = a.d_inner, N = a.d_state, R = a.dt_rank_padded;
     const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
     const int j = lane % kLanes, mine = lane / kLanes, last = channels.count - 1;
-    const int begin = channels.begin + min(warp * kRowsOfWarp + mine, last);
-    Channel following = load_channel(w, begin);
-    S states[2];
-    load_states(states, 0, layer, begin);
+    Channel following = early_channel;
+    S states[2] = {early_states[0], early_states[1]};
     receive_small(layer);
     for (int first = warp * kRowsOfWarp; first < channels.count; first += kWarps * kRowsOfWarp) {
       const bool own = first + mine < channels.count;
@@ -660,11 +795,15 @@ class Step {
   RingPosition ring_at;
   unsigned ring_free = static_cast<unsigned>(ring.stages);  // of the warp that fetches
   Operands early;  // of Mamba-2's rows of x, whose product has nothing to wait for
+  Channel early_channel;  // of Mamba-1's scan
+  S early_states[2];
   int buffer = 0, sums_buffer = 0;  // of squares and sums: a warp may be a product ahead of those who still add up
 };
 
+constexpr int threads_of_block(bool mamba2) { return kThreads + (mamba2 ? 1 : 2) * kWarp; }
+
 template <typename W, typename S, bool kMamba2, int kTokens>
-__global__ void __launch_bounds__(kThreads + kWarp, 1)
+__global__ void __launch_bounds__(threads_of_block(kMamba2), 1)
     decode_step_kernel(const __grid_constant__ DecodeStepArgs args, const __grid_constant__ Exchange exchange,
                        const __grid_constant__ SharedLayout shape) {
   extern __shared__ float4 shared[];
@@ -676,8 +815,10 @@ __global__ void __launch_bounds__(kThreads + kWarp, 1)
   Step<W, S, kMamba2, kTokens> step(args, exchange, shape, ring, base);
   if (threadIdx.x < kThreads) {
     step.run();
-  } else {
+  } else if (threadIdx.x < kThreads + kWarp) {
     step.fetch();
+  } else if constexpr (!kMamba2) {
+    step.add();
   }
 }
 
@@ -689,10 +830,11 @@ void launch(DecodeStepArgs a, cudaStream_t stream) {
   const int bytes = shape.ring + shape.stages * shape.stage_bytes;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "decode_step");
   Exchange exchange;
-  layout(a, &exchange);
+  layout(a, device.multiprocessors, &exchange);
   void* arguments[] = {&a, &exchange, &shape};
-  check(cudaLaunchCooperativeKernel(kernel, dim3(static_cast<unsigned>(device.multiprocessors)), dim3(kThreads + kWarp),
-                                    arguments, static_cast<std::size_t>(bytes), stream),
+  check(cudaLaunchCooperativeKernel(kernel, dim3(static_cast<unsigned>(device.multiprocessors)),
+                                    dim3(threads_of_block(kMamba2)), arguments, static_cast<std::size_t>(bytes),
+                                    stream),
         "decode_step");
 }
 
@@ -709,7 +851,7 @@ bool decode_step_fits(const DecodeStepArgs& a) {
 
 int64_t decode_step_workspace(const DecodeStepArgs& a) {
   Exchange unused;
-  return layout(a, &unused);
+  return layout(a, Device::current().multiprocessors, &unused);
 }
 
 void decode_step(const DecodeStepArgs& a, cudaStream_t stream) {

@@ -17,7 +17,7 @@ struct DecodeLayer {
   const float* in_proj_bias;
   const float* conv_weight;
   const float* conv_bias;
-  const void* x_proj;
+  const void* x_proj;  // Mamba-1: transposed, [E, dt_rank_padded + 2N]
   const void* dt_proj;
   const float* dt_bias;
   const float* A;
@@ -32,7 +32,7 @@ struct DecodeStepArgs {
   bool mamba2, falcon;
   const DecodeLayer* layers;  // [n_layer], in device memory
   int n_layer, vocab_size, d_model, d_inner, d_state, d_conv;
-  int dt_rank;                     // Mamba-1; x_proj has dt_rank_padded + 2N rows, dt_proj dt_rank_padded columns
+  int dt_rank;                     // Mamba-1; dt_proj has dt_rank_padded columns
   int dt_rank_padded;
   int n_heads, headdim, n_groups;  // Mamba-2
   int in_proj_rows;

@@ -9,7 +9,7 @@
 
 namespace m4j::cuda {
 
-constexpr int kWarps = 8;        // that compute; one more fetches
+constexpr int kWarps = 8;         // that compute; others fetch, or add
 constexpr int kMaxStages = 64;    // of the ring
 constexpr int kMaxRowsShift = 4;  // log2 of the rows of a stage
 
@@ -83,9 +83,9 @@ struct Ring {
   }
 
   // By the fetching warp: `rows` rows that lie one after the other in memory. The stages up to `free` of all stages of
-  // the step are known to be free.
+  // the step are known to be free; `more` tiles than usual may be on their way before the first.
   __device__ void fetch(RingPosition& at, unsigned& free, const char* from, int row_bytes, int rows,
-                        const Tiles& tiles) const {
+                        const Tiles& tiles, int more = 0) const {
 #if __CUDA_ARCH__ >= 900
     const int lane = static_cast<int>(threadIdx.x) % kWarp, pitch = row_pitch(row_bytes);
 #pragma unroll 1
@@ -97,17 +97,19 @@ struct Ring {
         asm volatile("ld.acquire.cta.shared.u32 %0, [%1];" : "=r"(back) : "r"(place) : "memory");
         free = at.passed - __reduce_max_sync(~0u, at.passed - back) + static_cast<unsigned>(stages);
       }
-      if (at.tile >= static_cast<unsigned>(tiles.ahead)) wait({0, at.tile - static_cast<unsigned>(tiles.ahead), 0});
+      const auto ahead = static_cast<unsigned>(tiles.ahead + (first == 0 ? more : 0));
+      if (at.tile >= ahead) wait({0, at.tile - ahead, 0});
       const uint32_t barrier = shared_address(full + at.tile % kMaxStages);
       if (lane == 0) {
         asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(count * row_bytes)
                      : "memory");
       }
       __syncwarp();
-      if (lane < count) {
+#pragma unroll 1
+      for (int i = lane; i < count; i += kWarp) {
         asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                         shared_address(row(at, lane, pitch, tiles.shift))),
-                     "l"(from + static_cast<int64_t>(first + lane) * row_bytes), "r"(row_bytes), "r"(barrier)
+                         shared_address(row(at, i, pitch, tiles.shift))),
+                     "l"(from + static_cast<int64_t>(first + i) * row_bytes), "r"(row_bytes), "r"(barrier)
                      : "memory");
       }
       advance(at, taken);
