@@ -184,6 +184,18 @@ TEST_F(CudaSsdChunk, LongSequencesInParts) {
   }
 }
 
+// More blocks than multiprocessors: on Hopper some take two slabs where others take three.
+TEST_F(CudaSsdChunk, ManySequences) {
+  std::vector<int64_t> lengths;
+  for (int64_t i = 0; i < 70; ++i) lengths.push_back(1 + i * 37 % 131);
+  for (DType dtype : kDTypes) {
+    for (const Shape& shape : {Shape{4, 64, 128, 1}, Shape{8, 64, 40, 2}}) {
+      expect_reference(Problem::random(random, dtype, shape, lengths));
+      if (HasFailure()) return;
+    }
+  }
+}
+
 TEST_F(CudaSsdChunk, EveryCombinationOfOptions) {
   for (DType dtype : kDTypes) {
     for (int bits = 0; bits < 8; ++bits) {

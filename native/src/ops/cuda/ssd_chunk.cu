@@ -83,12 +83,35 @@ Kernel choose_kernel(bool vectors) {
   }
 }
 
+// Where three slabs to a block would leave the last round of blocks half empty, some get two. How many blocks of three
+// each group of heads of each part gets; `groups` of them in all have so many slabs.
+int64_t choose_full(int64_t slabs, int64_t groups) {
+  constexpr double kTwo = 0.78;    // the time of a block of two slabs in that of one of three, on an H200
+  constexpr double kWorth = 0.95;  // of the time, for a mixture
+  const int64_t processors = device_attribute(cudaDevAttrMultiProcessorCount);
+  int64_t best = 0;
+  double best_cost = 0;
+  for (int64_t full = ceil_div(slabs, 3); full >= 0; --full) {
+    const int64_t threes = full * groups, twos = ceil_div(std::max<int64_t>(slabs - 3 * full, 0), 2) * groups;
+    const int64_t idle = (processors - threes % processors) % processors;  // in the last round of threes: twos fill it
+    const int64_t left = std::max<int64_t>(twos - idle, 0);
+    const double cost = static_cast<double>(ceil_div(threes, processors)) +
+                        kTwo * static_cast<double>(ceil_div(left, processors));
+    if (best_cost != 0 && cost > kWorth * best_cost) continue;
+    best_cost = cost;
+    best = full;
+  }
+  return best;
+}
+
 void launch(const Kernel& k, const SsdArgs& a, Plan plan, cudaStream_t stream) {
+  const int64_t slabs = a.heads / a.n_groups * plan.slabs, items = a.segments.count * plan.parts;
   plan.slabs_per_block = k.slabs;
-  plan.blocks = a.n_groups * ceil_div(a.heads / a.n_groups * plan.slabs, k.slabs);
+  plan.full = k.slabs == 3 ? choose_full(slabs, items * a.n_groups) : ceil_div(slabs, k.slabs);
+  plan.fewer = ceil_div(std::max<int64_t>(slabs - plan.full * k.slabs, 0), k.slabs - 1);
   check(cudaFuncSetAttribute(k.function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(k.shared_bytes)),
         "cudaFuncSetAttribute");
-  const int64_t blocks = a.segments.count * plan.parts * plan.blocks;
+  const int64_t blocks = items * a.n_groups * (plan.full + plan.fewer);
   launch_kernel("ssd_chunk", k.function,
                 {.blocks = static_cast<unsigned>(blocks),
                  .threads = static_cast<unsigned>(k.threads),

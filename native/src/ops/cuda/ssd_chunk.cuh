@@ -28,7 +28,7 @@ constexpr int kSlabThreads = 128;
 struct Plan {
   int64_t slabs;   // of a head
   int64_t slabs_per_block;
-  int64_t blocks;  // that share a part of a sequence
+  int64_t full, fewer;  // blocks for a group of heads and a part of a sequence: with so many slabs, and with one less
   int64_t span;    // tokens of a part, a multiple of kChunk
   int64_t parts;   // of the longest sequence
   bool vectors;    // rows of x, B, C and out can be accessed 16 bytes at a time
@@ -50,21 +50,26 @@ struct Work {
   int64_t group;          // of heads
   int64_t head, slab;     // of this thread's slab
   int64_t first_row;      // p of its row 0
-  bool present;           // the last block of a group of heads may have fewer slabs
+  int slabs;              // of the block
+  bool present;           // the last block of a group of heads may have some that do not exist
 
-  // false if the segment has no such part.
+  // false if the segment has no such part. The full blocks of all come first.
   __device__ bool find(const SsdArgs& a, const Plan& plan, int which) {
-    const int64_t index = blockIdx.x, pair = index % plan.blocks;
-    part = index / plan.blocks % plan.parts;
-    segment = a.segments.items[index / plan.blocks / plan.parts];
+    const int64_t all_full = a.segments.count * plan.parts * a.n_groups * plan.full;
+    const bool is_full = blockIdx.x < all_full;
+    const int64_t index = is_full ? blockIdx.x : blockIdx.x - all_full, blocks = is_full ? plan.full : plan.fewer;
+    slabs = static_cast<int>(plan.slabs_per_block) - (is_full ? 0 : 1);
+    group = index / blocks % a.n_groups;
+    const int64_t item = index / blocks / a.n_groups;
+    part = item % plan.parts;
+    segment = a.segments.items[item / plan.parts];
     parts = (segment.tokens + plan.span - 1) / plan.span;
     begin = part * plan.span;
     end = min(begin + plan.span, segment.tokens);
     // A segment of n > span tokens has at most 2 n / span parts, so entries do not overlap.
     entry = 2 * (segment.row - a.segments.items[0].row) / plan.span;
-    const int64_t heads = a.heads / a.n_groups, blocks = plan.blocks / a.n_groups;
-    const int64_t slab_of_group = pair % blocks * plan.slabs_per_block + which;
-    group = pair / blocks;
+    const int64_t heads = a.heads / a.n_groups, before = is_full ? 0 : plan.full * plan.slabs_per_block;
+    const int64_t slab_of_group = before + index % blocks * slabs + min(which, slabs - 1);
     present = slab_of_group < heads * plan.slabs;
     head = group * heads + (present ? slab_of_group / plan.slabs : 0);
     slab = slab_of_group % plan.slabs;

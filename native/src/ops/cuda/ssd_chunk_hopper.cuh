@@ -164,7 +164,7 @@ template <typename T, int kN, Pass kPass, int kSlabs>
 __device__ __forceinline__ void walk_chunks(HopperShared<T, kN, kPass, kSlabs>& shared, const SsdArgs& a,
                                             const Plan& plan, const Work& work, int which, int thread) {
   constexpr bool kOutputs = kPass == Pass::kOutputs;
-  constexpr int kBatch = kSlabs == 2 ? 4 : 2;  // as many operands as there are registers for
+  constexpr int kBatch = kN == 256 ? 4 : 2;  // as many operands as there are registers for
   const int warp = uniform(thread / 32), lane = thread % 32;
   SlabState<kN> state;
   if (!begin_state<kN, kPass>(state, a, plan, work, thread)) return;
@@ -254,20 +254,32 @@ __global__ void __launch_bounds__(kHopperThreads<kSlabs>, 1)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   constexpr int kFetching = kSlabs == 2 ? 40 : 32, kWalking = kSlabs == 2 ? 232 : 160;  // registers; 64 K in all
   extern __shared__ __align__(1024) unsigned char shared_memory[];
-  auto& shared = *reinterpret_cast<HopperShared<T, kN, kPass, kSlabs>*>(shared_memory);
   const int thread = threadIdx.x % kSlabThreads, which = uniform(static_cast<int>(threadIdx.x) / kSlabThreads);
   let_next_start();
   wait_for_previous();
   Work work;
-  if (!work.find(a, plan, min(which, kSlabs - 1))) return;
+  if (!work.find(a, plan, which)) return;
   if (kPass == Pass::kStates && work.parts == 1) return;
-  if (which == kSlabs) {
+  if (which > work.slabs) return;  // groups with slabs, and one that fetches
+  const auto with_slabs = [&](auto&& body) {
+    if constexpr (kSlabs == 3) {
+      if (work.slabs == 2) return body(std::integral_constant<int, 2>());
+    }
+    body(std::integral_constant<int, kSlabs>());
+  };
+  if (which == work.slabs) {
     give_registers<kFetching>();
     const bool walked = kPass == Pass::kOutputs || work.part < work.parts - 1;
-    if (walked) fetch_chunks<T, kN, kPass, kSlabs>(shared, a, plan, work, thread);
+    with_slabs([&]<int kCount>(std::integral_constant<int, kCount>) {
+      auto& shared = *reinterpret_cast<HopperShared<T, kN, kPass, kCount>*>(shared_memory);
+      if (walked) fetch_chunks<T, kN, kPass, kCount>(shared, a, plan, work, thread);
+    });
   } else {
     take_registers<kWalking>();
-    walk_chunks<T, kN, kPass, kSlabs>(shared, a, plan, work, which, thread);
+    with_slabs([&]<int kCount>(std::integral_constant<int, kCount>) {
+      auto& shared = *reinterpret_cast<HopperShared<T, kN, kPass, kCount>*>(shared_memory);
+      walk_chunks<T, kN, kPass, kCount>(shared, a, plan, work, which, thread);
+    });
   }
 #endif
 }
