@@ -27,7 +27,7 @@ int64_t padded_state(int64_t d_state) { return d_state <= 64 ? 64 : d_state <= 1
 // only, and the folding of states.
 Plan make_plan(int64_t heads, int64_t headdim, int64_t d_state, const Segments& s) {
   Plan plan = {};
-  plan.slabs = ceil_div(headdim, ssd::kSlab);
+  plan.slabs = static_cast<unsigned>(ceil_div(headdim, ssd::kSlab));
   const int64_t at_once = device_attribute(cudaDevAttrMultiProcessorCount) * (d_state <= 128 ? 3 : 2);  // slabs
   const int64_t chunks = std::max<int64_t>(ceil_div(s.longest, ssd::kChunk), 1);
   const double longest_sequences = s.longest == 0 ? 1 : static_cast<double>(s.tokens) / s.longest;
@@ -40,20 +40,21 @@ Plan make_plan(int64_t heads, int64_t headdim, int64_t d_state, const Segments& 
         parts == 1 ? rounds * (part_chunks + 1.5) : rounds * (part_chunks * 1.45 + 0.1 * parts + 1.5) + 1;
     if (best != 0 && cost >= best) continue;
     best = cost;
-    plan.span = part_chunks * ssd::kChunk;
+    plan.span_chunks = static_cast<unsigned>(part_chunks);
   }
-  plan.parts = std::max<int64_t>(ceil_div(s.longest, plan.span), 1);
+  plan.parts = static_cast<unsigned>(ceil_div(chunks, plan.span_chunks));
   return plan;
 }
 
 int64_t state_floats(const Plan& plan, int64_t heads, int64_t d_state, int64_t tokens) {
-  return (2 * tokens / plan.span + 1) * heads * plan.slabs * ssd::kSlab * padded_state(d_state);
+  return (2 * tokens / (plan.span_chunks * int64_t{ssd::kChunk}) + 1) * heads * plan.slabs * ssd::kSlab * padded_state(d_state);
 }
 
 struct Kernel {
   void (*function)(SsdArgs, Plan);
   size_t shared_bytes;
   int slabs, threads;  // of a block
+  bool gates = false;  // takes z
 };
 
 bool fits(const Kernel& k) {
@@ -76,7 +77,7 @@ Kernel choose_kernel(bool vectors) {
   } else {
     constexpr int kSlabs = kHopperSlabs<kN>;
     const Kernel hopper = {ssd_hopper_kernel<T, kN, kPass, kSlabs>, sizeof(HopperShared<T, kN, kPass, kSlabs>), kSlabs,
-                           kHopperThreads<kSlabs>};
+                           kHopperThreads<kSlabs>, kGates<T>};
     if (vectors && runs_hopper_products(hopper)) return hopper;
     return {vectors ? ssd_half_kernel<T, kN, kPass, true> : ssd_half_kernel<T, kN, kPass, false>,
             sizeof(HalfShared<Decays<T>, kN, kPass, kHalfSlabs, 1>), kHalfSlabs, kHalfSlabs * kSlabThreads};
@@ -106,9 +107,10 @@ int64_t choose_full(int64_t slabs, int64_t groups) {
 
 void launch(const Kernel& k, const SsdArgs& a, Plan plan, cudaStream_t stream) {
   const int64_t slabs = a.heads / a.n_groups * plan.slabs, items = a.segments.count * plan.parts;
-  plan.slabs_per_block = k.slabs;
-  plan.full = k.slabs == 3 ? choose_full(slabs, items * a.n_groups) : ceil_div(slabs, k.slabs);
-  plan.fewer = ceil_div(std::max<int64_t>(slabs - plan.full * k.slabs, 0), k.slabs - 1);
+  const int64_t full = k.slabs == 3 ? choose_full(slabs, items * a.n_groups) : ceil_div(slabs, k.slabs);
+  plan.slabs_per_block = static_cast<unsigned>(k.slabs);
+  plan.full = static_cast<unsigned>(full);
+  plan.fewer = static_cast<unsigned>(ceil_div(std::max<int64_t>(slabs - full * k.slabs, 0), k.slabs - 1));
   check(cudaFuncSetAttribute(k.function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(k.shared_bytes)),
         "cudaFuncSetAttribute");
   const int64_t blocks = items * a.n_groups * (plan.full + plan.fewer);
@@ -123,12 +125,45 @@ template <typename T, int kN>
 void launch_passes(const SsdArgs& a, const Plan& plan, cudaStream_t stream) {
   const Kernel states = choose_kernel<T, kN, Pass::kStates>(plan.vectors);
   const Kernel outputs = choose_kernel<T, kN, Pass::kOutputs>(plan.vectors);
+  if (a.z != nullptr && !outputs.gates) fail(M4J_ERR_INTERNAL, "ssd_chunk: its kernel here takes no z");
   if (!fits(states) || !fits(outputs)) return ssd_step(a, stream);  // on small GPUs with large d_state or float32
   if (plan.parts > 1) launch(states, a, plan, stream);
   launch(outputs, a, plan, stream);
 }
 
+// Rows of x, B, C, z and out can be accessed 16 bytes at a time.
+bool has_vectors(const SsdArgs& a) {
+  const int64_t piece = 16 / dtype_bytes(a.dtype, 1);
+  for (const int64_t n : {a.headdim, a.d_state, a.ld_x, a.ld_bc, a.ld_z, a.ld_out}) {
+    if (n % piece != 0) return false;
+  }
+  for (const void* rows : {a.x, a.B, a.C, a.z, static_cast<const void*>(a.out)}) {
+    if (!is_aligned(rows, 16)) return false;
+  }
+  return true;
+}
+
+// body(std::integral_constant) of the kernels' d_state.
+template <typename Body>
+auto with_padded_state(int64_t d_state, Body&& body) {
+  switch (padded_state(d_state)) {
+    case 64: return body(std::integral_constant<int, 64>());
+    case 128: return body(std::integral_constant<int, 128>());
+    default: return body(std::integral_constant<int, 256>());
+  }
+}
+
 }  // namespace
+
+bool ssd_chunk_gates(const SsdArgs& a) {
+  if (a.dtype != DType::kBF16 || a.d_state > 256) return false;
+  return with_padded_state(a.d_state, [&](auto n) {
+    const Kernel k = choose_kernel<__nv_bfloat16, n(), Pass::kOutputs>(has_vectors(a));
+    return k.gates && fits(k);
+  });
+}
+
+int64_t ssd_chunk_squares(int64_t heads, int64_t headdim) { return heads * ceil_div(headdim, ssd::kSlab); }
 
 int64_t ssd_chunk_workspace(int64_t heads, int64_t headdim, int64_t d_state, int64_t, const Segments& s) {
   const Plan plan = make_plan(heads, headdim, d_state, s);
@@ -146,16 +181,9 @@ void ssd_chunk(const SsdArgs& a, cudaStream_t stream) {
   Plan plan = make_plan(a.heads, a.headdim, a.d_state, a.segments);
   plan.states = static_cast<float*>(a.workspace.data);
   plan.decays = plan.states + state_floats(plan, a.heads, a.d_state, a.segments.tokens);
-  const int64_t piece = 16 / dtype_bytes(a.dtype, 1);
-  plan.vectors = a.headdim % piece == 0 && a.d_state % piece == 0 && a.ld_x % piece == 0 && a.ld_bc % piece == 0 &&
-                 a.ld_out % piece == 0 && is_aligned(a.x, 16) && is_aligned(a.B, 16) &&
-                 is_aligned(a.C, 16) && is_aligned(a.out, 16);
+  plan.vectors = has_vectors(a);
   with_element_type(a.dtype, [&]<typename T>(T) {
-    switch (padded_state(a.d_state)) {
-      case 64: return launch_passes<T, 64>(a, plan, stream);
-      case 128: return launch_passes<T, 128>(a, plan, stream);
-      default: return launch_passes<T, 256>(a, plan, stream);
-    }
+    with_padded_state(a.d_state, [&](auto n) { launch_passes<T, n()>(a, plan, stream); });
   });
 }
 
