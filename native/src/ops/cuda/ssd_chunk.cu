@@ -54,7 +54,6 @@ struct Kernel {
   void (*function)(SsdArgs, Plan);
   size_t shared_bytes;
   int slabs, threads;  // of a block
-  bool gates = false;  // takes z
 };
 
 bool fits(const Kernel& k) {
@@ -70,14 +69,19 @@ bool runs_hopper_products(const Kernel& k) {
 }
 
 template <typename T, int kN, Pass kPass>
+Kernel hopper_kernel() {
+  constexpr int kSlabs = ssd::kHopperSlabs<kN>;
+  return {ssd::ssd_hopper_kernel<T, kN, kPass, kSlabs>, sizeof(ssd::HopperShared<T, kN, kPass, kSlabs>), kSlabs,
+          ssd::kHopperThreads<kSlabs>};
+}
+
+template <typename T, int kN, Pass kPass>
 Kernel choose_kernel(bool vectors) {
   using namespace ssd;
   if constexpr (std::is_same_v<T, float>) {
     return {ssd_single_kernel<kN, kPass>, sizeof(SingleShared<kN, kPass>), kSingleSlabs, kSingleSlabs * kSlabThreads};
   } else {
-    constexpr int kSlabs = kHopperSlabs<kN>;
-    const Kernel hopper = {ssd_hopper_kernel<T, kN, kPass, kSlabs>, sizeof(HopperShared<T, kN, kPass, kSlabs>), kSlabs,
-                           kHopperThreads<kSlabs>, kGates<T>};
+    const Kernel hopper = hopper_kernel<T, kN, kPass>();
     if (vectors && runs_hopper_products(hopper)) return hopper;
     return {vectors ? ssd_half_kernel<T, kN, kPass, true> : ssd_half_kernel<T, kN, kPass, false>,
             sizeof(HalfShared<Decays<T>, kN, kPass, kHalfSlabs, 1>), kHalfSlabs, kHalfSlabs * kSlabThreads};
@@ -121,11 +125,14 @@ void launch(const Kernel& k, const SsdArgs& a, Plan plan, cudaStream_t stream) {
                 stream, a, plan);
 }
 
+// float16 could not hold what the norm has not scaled yet.
+template <int kN>
+Kernel gated_kernel() { return hopper_kernel<__nv_bfloat16, kN, Pass::kGatedOutputs>(); }
+
 template <typename T, int kN>
 void launch_passes(const SsdArgs& a, const Plan& plan, cudaStream_t stream) {
   const Kernel states = choose_kernel<T, kN, Pass::kStates>(plan.vectors);
-  const Kernel outputs = choose_kernel<T, kN, Pass::kOutputs>(plan.vectors);
-  if (a.z != nullptr && !outputs.gates) fail(M4J_ERR_INTERNAL, "ssd_chunk: its kernel here takes no z");
+  const Kernel outputs = a.z != nullptr ? gated_kernel<kN>() : choose_kernel<T, kN, Pass::kOutputs>(plan.vectors);
   if (!fits(states) || !fits(outputs)) return ssd_step(a, stream);  // on small GPUs with large d_state or float32
   if (plan.parts > 1) launch(states, a, plan, stream);
   launch(outputs, a, plan, stream);
@@ -156,10 +163,10 @@ auto with_padded_state(int64_t d_state, Body&& body) {
 }  // namespace
 
 bool ssd_chunk_gates(const SsdArgs& a) {
-  if (a.dtype != DType::kBF16 || a.d_state > 256) return false;
+  if (a.dtype != DType::kBF16 || a.d_state > 256 || !has_vectors(a)) return false;
   return with_padded_state(a.d_state, [&](auto n) {
-    const Kernel k = choose_kernel<__nv_bfloat16, n(), Pass::kOutputs>(has_vectors(a));
-    return k.gates && fits(k);
+    const Kernel k = gated_kernel<n()>();
+    return runs_hopper_products(k) && fits(k);
   });
 }
 
@@ -177,6 +184,7 @@ void ssd_chunk(const SsdArgs& a, cudaStream_t stream) {
     fail(M4J_ERR_UNSUPPORTED, "ssd_chunk: d_state %lld on the GPU, expected at most 256",
          static_cast<long long>(a.d_state));
   }
+  if (a.z != nullptr && !ssd_chunk_gates(a)) fail(M4J_ERR_INTERNAL, "ssd_chunk: takes no z here");
   if (a.segments.tokens == 0) return;
   Plan plan = make_plan(a.heads, a.headdim, a.d_state, a.segments);
   plan.states = static_cast<float*>(a.workspace.data);

@@ -43,7 +43,7 @@ __device__ inline unsigned chunks_of(int64_t tokens) { return static_cast<unsign
 // Of the chunk before which `left` tokens are left.
 __device__ inline int chunk_rows(int64_t left) { return static_cast<int>(min(max(left, int64_t{0}), int64_t{kChunk})); }
 
-enum class Pass { kStates, kOutputs };
+enum class Pass { kStates, kOutputs, kGatedOutputs };
 
 // The place of a block in the launch.
 struct Work {

@@ -8,15 +8,11 @@
 
 namespace m4j::cuda::ssd {
 
-// float16 could not hold what the norm has not scaled yet.
-template <typename T>
-constexpr bool kGates = std::is_same_v<T, __nv_bfloat16>;
-
 template <typename T, int kN, Pass kPass, int kSlabs>
 struct HopperShared : HalfShared<StoredDecays<T>, kN, kPass, kSlabs, 2> {
-  static constexpr bool kWithZ = kPass == Pass::kOutputs && kGates<T>;
-  alignas(128) unsigned char Z[2][kSlabs][kWithZ ? kPanelBytes : 16];
-  float squares[kSlabs][kSlabThreads / 32][kWithZ ? kChunk : 1];  // of the chunk before, summed over the rows of a warp
+  static constexpr bool kGated = kPass == Pass::kGatedOutputs;
+  alignas(128) unsigned char Z[2][kSlabs][kGated ? kPanelBytes : 16];
+  float squares[kSlabs][kSlabThreads / 32][kGated ? kChunk : 1];  // of the chunk before, summed over the rows of a warp
 };
 
 // The same in all lanes, so that the compiler keeps it where products want their descriptors.
@@ -37,9 +33,9 @@ __device__ __forceinline__ void begin_S(float (&s)[kTiles][4], uint64_t b, uint6
 }
 
 // The decays of all heads turn S^T into their M^T. Where all j > i that stays zero.
-template <typename T, int kN, int kSlabs>
+template <typename T, int kN, Pass kPass, int kSlabs>
 __device__ __forceinline__ void store_M(const float (&s)[kShareTiles<kSlabs>][4],
-                                        HopperShared<T, kN, Pass::kOutputs, kSlabs>& shared, int stage, int which,
+                                        HopperShared<T, kN, kPass, kSlabs>& shared, int stage, int which,
                                         int warp, int lane) {
   const int j = warp * 16 + lane / 4;
 #pragma unroll
@@ -178,8 +174,7 @@ struct Gate {
     const int64_t p = work.first_row + thread / 32 * 16 + thread % 32 / 4;
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      const bool there = a.z != nullptr && p + 8 * row < a.headdim;
-      weight[row] = there ? a.norm_weight[work.head * a.headdim + p + 8 * row] : 0;
+      weight[row] = p + 8 * row < a.headdim ? a.norm_weight[work.head * a.headdim + p + 8 * row] : 0;
     }
     const int64_t token = work.row() + thread - (kSlabThreads - kChunk);
     squares = a.squares + token * parts + work.head * plan.slabs + work.slab;
@@ -195,6 +190,10 @@ struct Gate {
   }
 };
 
+struct NoGate {
+  __device__ NoGate(const SsdArgs&, const Plan&, const Work&, int) {}
+};
+
 template <int kSlabs>
 constexpr int kHopperThreads = (kSlabs + 1) * kSlabThreads;
 
@@ -208,17 +207,18 @@ __device__ __forceinline__ void fetch_chunks(HopperShared<T, kN, kPass, kSlabs>&
                                              const Plan& plan, const Work& work, int thread) {
   const int warp = thread / 32, lane = thread % 32;
   const TilePieces<1, kSlabThreads> pieces(thread);
-  // Of the group's few registers three hold places; all other addresses are computed for each chunk again.
+  // The group has few registers: places are kept as rows and columns, from which each chunk's addresses come anew.
   int64_t row = work.row() + pieces.row;
   const int bc_col = static_cast<int>(work.group * a.d_state) + pieces.col;
-  int x_col[kSlabs];  // negative: none of the thread's
+  constexpr int kNone = -8;  // nothing is read there, but it must be a multiple of 16 bytes all the same
+  int x_col[kSlabs];
   Work of_warp = work;
 #pragma unroll
   for (int slab = 0; slab < kSlabs; ++slab) {
     Work other;
     other.find(a, plan, slab);
     const auto col = static_cast<int>(other.head * a.headdim + other.first_row) + pieces.col;
-    x_col[slab] = other.first_row + pieces.col < a.headdim ? col : -1;
+    x_col[slab] = other.first_row + pieces.col < a.headdim ? col : kNone;
     if (slab == warp) of_warp = other;
   }
   const bool computes_decays = warp < kSlabs;
@@ -233,13 +233,13 @@ __device__ __forceinline__ void fetch_chunks(HopperShared<T, kN, kPass, kSlabs>&
     const int rows = chunk_rows(left);
     if (computes_decays) time_steps.load(a, rows, lane);
     const auto copy = [&](unsigned char* tile, const void* from, int64_t ld, int col, bool there) {
-      pieces.copy<true>(tile, static_cast<const T*>(from) + row * ld + (there ? col : 0), ld, there ? rows : 0, kSlab);
+      pieces.copy<true>(tile, static_cast<const T*>(from) + row * ld + col, ld, there ? rows : 0, kSlab);
     };
 #pragma unroll
     for (int panel = 0; panel < kN / 64; ++panel) {
       const bool there = panel * 64 + pieces.col < a.d_state;
       copy(shared.B[stage] + panel * kPanelBytes, a.B, a.ld_bc, bc_col + panel * 64, there);
-      if constexpr (kPass == Pass::kOutputs) {
+      if constexpr (kPass != Pass::kStates) {
         copy(shared.C[stage] + panel * kPanelBytes, a.C, a.ld_bc, bc_col + panel * 64, there);
       }
     }
@@ -247,9 +247,7 @@ __device__ __forceinline__ void fetch_chunks(HopperShared<T, kN, kPass, kSlabs>&
     for (int slab = 0; slab < kSlabs; ++slab) {
       const int col = x_col[slab];
       copy(shared.X[stage][slab], a.x, a.ld_x, col, col >= 0);
-      if constexpr (HopperShared<T, kN, kPass, kSlabs>::kWithZ) {
-        if (a.z) copy(shared.Z[stage][slab], a.z, a.ld_z, col, col >= 0);
-      }
+      if constexpr (kPass == Pass::kGatedOutputs) copy(shared.Z[stage][slab], a.z, a.ld_z, col, col >= 0);
     }
     row += kChunk;
     if (computes_decays) time_steps.to_decays(shared.decays[stage][warp], head, a, rows, lane);
@@ -257,21 +255,20 @@ __device__ __forceinline__ void fetch_chunks(HopperShared<T, kN, kPass, kSlabs>&
     publish_to_products();
     meet<kHopperThreads<kSlabs>>();  // the chunk is there, and the one before done with
   }
-  if constexpr (kPass == Pass::kOutputs) meet<kHopperThreads<kSlabs>>();  // the last one too
+  if constexpr (kPass == Pass::kGatedOutputs) meet<kHopperThreads<kSlabs>>();  // the last one too
 }
 
 // What a group with a slab does.
 template <typename T, int kN, Pass kPass, int kSlabs>
 __device__ __forceinline__ void walk_chunks(HopperShared<T, kN, kPass, kSlabs>& shared, const SsdArgs& a,
                                             const Plan& plan, const Work& work, int which, int thread) {
-  using Shared = HopperShared<T, kN, kPass, kSlabs>;
-  constexpr bool kOutputs = kPass == Pass::kOutputs;
+  constexpr bool kOutputs = kPass != Pass::kStates, kGated = kPass == Pass::kGatedOutputs;
   constexpr int kBatch = kN == 256 ? 4 : 2;  // as many operands as there are registers for
   const int warp = uniform(thread / 32), lane = thread % 32;
   SlabState<kN> state;
   if (!begin_state<kN, kPass>(state, a, plan, work, thread)) return;
   OutputRows<T> out(a, work, warp, lane);
-  Gate gate(a, plan, work, thread);
+  std::conditional_t<kGated, Gate, NoGate> gate(a, plan, work, thread);
   float total = 0;
   const uint32_t M_ready = shared_address(&shared.M_ready);
   if constexpr (kOutputs) {
@@ -283,8 +280,8 @@ __device__ __forceinline__ void walk_chunks(HopperShared<T, kN, kPass, kSlabs>& 
 #pragma unroll 1
   for (int stage = 0; left > 0; stage ^= 1, left -= kChunk) {
     meet<kHopperThreads<kSlabs>>();
-    if constexpr (Shared::kWithZ) {
-      if (a.z && left < tokens) gate.store_squares(shared.squares[which], kChunk, thread);
+    if constexpr (kGated) {
+      if (left < tokens) gate.store_squares(shared.squares[which], kChunk, thread);
     }
     const StoredDecays<T>& decays = shared.decays[stage][which];
     const uint64_t b = tile_descriptor(uniform(shared_address(shared.B[stage])));
@@ -300,7 +297,7 @@ __device__ __forceinline__ void walk_chunks(HopperShared<T, kN, kPass, kSlabs>& 
       begin_state_product<T>(y, h, c, 0);
       products_wait<1>();
       pin(s);
-      store_M<T, kN, kSlabs>(s, shared, stage, which, warp, lane);
+      store_M<T, kN, kPass, kSlabs>(s, shared, stage, which, warp, lane);
       publish_to_products();
       __syncwarp();
       if (lane == 0) barrier_arrive(M_ready);
@@ -347,17 +344,17 @@ __device__ __forceinline__ void walk_chunks(HopperShared<T, kN, kPass, kSlabs>& 
     if constexpr (kOutputs) {
       products_wait<1>();
       pin(y);
-      if constexpr (Shared::kWithZ) {
-        if (a.z) apply_gate<T>(y, shared.Z[stage][which], gate.weight, shared.squares[which][warp], warp, lane);
+      if constexpr (kGated) {
+        apply_gate<T>(y, shared.Z[stage][which], gate.weight, shared.squares[which][warp], warp, lane);
       }
       out.template store<true>(y, shared.X[stage][which], a, chunk_rows(left), warp, lane);
     }
     products_wait<0>();
     pin(state.h);
   }
-  if constexpr (kOutputs) meet<kHopperThreads<kSlabs>>();
-  if constexpr (Shared::kWithZ) {
-    if (a.z) gate.store_squares(shared.squares[which], chunk_rows(left + kChunk), thread);
+  if constexpr (kGated) {
+    meet<kHopperThreads<kSlabs>>();
+    gate.store_squares(shared.squares[which], chunk_rows(left + kChunk), thread);
   }
   end_state<kN, kPass>(state, a, plan, total, which, thread);
 }
@@ -383,7 +380,7 @@ __global__ void __launch_bounds__(kHopperThreads<kSlabs>, 1)
   };
   if (which == work.slabs) {
     give_registers<kFetching>();
-    const bool walked = kPass == Pass::kOutputs || work.part < work.parts - 1;
+    const bool walked = kPass != Pass::kStates || work.part < work.parts - 1;
     with_slabs([&]<int kCount>(std::integral_constant<int, kCount>) {
       auto& shared = *reinterpret_cast<HopperShared<T, kN, kPass, kCount>*>(shared_memory);
       if (walked) fetch_chunks<T, kN, kPass, kCount>(shared, a, plan, work, thread);
