@@ -103,7 +103,8 @@ struct Problem {
                     dt_bias.empty() ? nullptr : bias_memory.floats(), options.softplus, dt_min, dt_max, segments,
                     shape.heads, shape.headdim, shape.d_state, shape.n_groups, states_memory.data(),
                     states_memory.ld(), out.data(), out.ld(), {workspace.data(), bytes}, state_type};
-    const DeviceArray z_memory(dtype, z, x_cols(), x_cols() + 2 * gap), weight_memory(DType::kF32, norm_weight, x_cols());
+    const DeviceArray z_memory(dtype, z, x_cols(), x_cols() + 2 * gap);
+    const DeviceArray weight_memory(DType::kF32, norm_weight, x_cols());
     const DeviceArray squares_memory(DType::kF32, tokens(), squares_cols());
     if (!z.empty()) {
       args.z = z_memory.data();

@@ -161,7 +161,7 @@ struct SsdArgs {
 void ssd_step(const SsdArgs&, cudaStream_t stream);   // token by token: decode
 void ssd_chunk(const SsdArgs&, cudaStream_t stream);  // chunked matrix form: prefill
 int64_t ssd_chunk_workspace(int64_t heads, int64_t headdim, int64_t d_state, int64_t n_groups, const Segments& segments);
-// Whether ssd_chunk takes z too, on this card and for these types, sizes and places; workspace and squares do not matter.
+// Whether ssd_chunk takes z too, on this card and for these types, sizes and places.
 bool ssd_chunk_gates(const SsdArgs&);
 int64_t ssd_chunk_squares(int64_t heads, int64_t headdim);
 

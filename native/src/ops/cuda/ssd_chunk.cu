@@ -47,7 +47,8 @@ Plan make_plan(int64_t heads, int64_t headdim, int64_t d_state, const Segments& 
 }
 
 int64_t state_floats(const Plan& plan, int64_t heads, int64_t d_state, int64_t tokens) {
-  return (2 * tokens / (plan.span_chunks * int64_t{ssd::kChunk}) + 1) * heads * plan.slabs * ssd::kSlab * padded_state(d_state);
+  const int64_t entries = 2 * tokens / (plan.span_chunks * int64_t{ssd::kChunk}) + 1;
+  return entries * heads * plan.slabs * ssd::kSlab * padded_state(d_state);
 }
 
 struct Kernel {
