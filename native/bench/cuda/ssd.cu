@@ -71,7 +71,12 @@ __global__ void check_kernel(const SsdArgs a, const float* before, int64_t segme
       y += h[k] * to_float(static_cast<const T*>(a.C)[bc]);
     }
     for (int offset = 16; offset > 0; offset /= 2) y += __shfl_xor_sync(~0u, y, offset);
-    const double d = to_float(static_cast<const T*>(a.out)[t * a.ld_out + head * a.headdim + p]) - y;
+    const int64_t col = head * a.headdim + p;
+    if (a.z) {
+      const double z = to_float(static_cast<const T*>(a.z)[t * a.ld_z + col]);
+      y *= z / (1 + exp(-z)) * a.norm_weight[col];
+    }
+    const double d = to_float(static_cast<const T*>(a.out)[t * a.ld_out + col]) - y;
     error += d * d;
     norm += y * y;
   }
@@ -92,6 +97,7 @@ struct Case {
   DType dtype;
   int64_t batch, tokens, heads, headdim, d_state, n_groups;
   double goal_ms;
+  bool gate = false;
 };
 
 struct Times {
@@ -132,15 +138,17 @@ struct Inputs {
         dt(dtype_bytes(c.dtype, c.batch * c.tokens * c.heads)),
         B(dtype_bytes(c.dtype, c.batch * c.tokens * c.n_groups * c.d_state)),
         C(B.bytes),
+        z(c.gate ? x.bytes : 0),
         out(x.bytes) {
     fill(x, c.dtype, -1.7f, 1.7f);
     fill(dt, c.dtype, -2, 2);
     fill(B, c.dtype, -1.7f, 1.7f);
     fill(C, c.dtype, -1.7f, 1.7f);
+    if (c.gate) fill(z, c.dtype, -3, 3);
     check(cudaMemset(out.data, 0xFF, out.bytes), "cudaMemset");
   }
-  int64_t bytes() const { return x.bytes + dt.bytes + B.bytes + C.bytes + out.bytes; }
-  Memory x, dt, B, C, out;
+  int64_t bytes() const { return x.bytes + dt.bytes + B.bytes + C.bytes + z.bytes + out.bytes; }
+  Memory x, dt, B, C, z, out;
 };
 
 void measure(const Case& c, double copy, std::string* table) {
@@ -148,10 +156,12 @@ void measure(const Case& c, double copy, std::string* table) {
   sets.push_back(std::make_unique<Inputs>(c));
   while (static_cast<int64_t>(sets.size()) * sets[0]->bytes() < 4 * kCacheBytes)
     sets.push_back(std::make_unique<Inputs>(c));
-  const Memory A(4 * c.heads), D(4 * c.heads), bias(4 * c.heads);
+  const Memory A(4 * c.heads), D(4 * c.heads), bias(4 * c.heads), weight(4 * c.heads * c.headdim);
+  const Memory squares(c.gate ? 4 * c.batch * c.tokens * ssd_chunk_squares(c.heads, c.headdim) : 0);
   fill(A, DType::kF32, -8, -0.5f);
   fill(D, DType::kF32, -1, 1);
   fill(bias, DType::kF32, -6, -2);
+  fill(weight, DType::kF32, 0.5f, 1.5f);
   const int64_t slot = c.heads * c.headdim * c.d_state;
   const Memory states(4 * c.batch * slot), before(states.bytes), errors(4 * sizeof(double));
   fill(states, DType::kF32, -1, 1);
@@ -165,11 +175,19 @@ void measure(const Case& c, double copy, std::string* table) {
   check(cudaMemset(workspace.data, 0xFF, std::max<int64_t>(workspace.bytes, 16)), "cudaMemset");
   const auto args = [&](const Inputs& i) {
     const int64_t ld_x = c.heads * c.headdim, ld_bc = c.n_groups * c.d_state;
-    return SsdArgs{c.dtype, i.x.data, ld_x, i.dt.data, c.heads, A.floats(), i.B.data, i.C.data, ld_bc, D.floats(),
-                   bias.floats(), true, 0, std::numeric_limits<float>::infinity(), segments, c.heads, c.headdim,
-                   c.d_state,
-                   c.n_groups, states.floats(), slot, i.out.data, ld_x, {workspace.data, workspace.bytes}};
+    SsdArgs args = {c.dtype, i.x.data, ld_x, i.dt.data, c.heads, A.floats(), i.B.data, i.C.data, ld_bc, D.floats(),
+                    bias.floats(), true, 0, std::numeric_limits<float>::infinity(), segments, c.heads, c.headdim,
+                    c.d_state,
+                    c.n_groups, states.floats(), slot, i.out.data, ld_x, {workspace.data, workspace.bytes}};
+    if (c.gate) {
+      args.z = i.z.data;
+      args.ld_z = ld_x;
+      args.norm_weight = weight.floats();
+      args.squares = squares.floats();
+    }
+    return args;
   };
+  if (c.gate && !ssd_chunk_gates(args(*sets[0]))) return;
 
   ssd_chunk(args(*sets[0]), nullptr);
   check(cudaMemset(errors.data, 0, errors.bytes), "cudaMemset");
@@ -199,6 +217,10 @@ int run(int argc, char** argv) {
   constexpr DType kB = DType::kBF16, kH = DType::kF16, kF = DType::kF32;
   const Case cases[] = {
       {"B8 L2048 H80 P64 N128", kB, 8, 2048, 80, 64, 128, 1, 0.37},
+      {"B8 L2048 gate", kB, 8, 2048, 80, 64, 128, 1, 0, true},
+      {"B1 L2048 gate", kB, 1, 2048, 80, 64, 128, 1, 0, true},
+      {"B1 L512 gate", kB, 1, 512, 80, 64, 128, 1, 0, true},
+      {"B64 L256 gate", kB, 64, 256, 80, 64, 128, 1, 0, true},
       {"B1 L2048", kB, 1, 2048, 80, 64, 128, 1, 0.10},
       {"B1 L512", kB, 1, 512, 80, 64, 128, 1, 0},
       {"B1 L16384", kB, 1, 16384, 80, 64, 128, 1, 0},

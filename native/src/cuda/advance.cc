@@ -107,9 +107,9 @@ void step(States& states, int64_t rows, int outputs, char* workspace) {
   const Segments segments{inputs.segments, rows, rows, 1};
   const Activations act = carve_activations(m, segments, workspace + inputs.bytes);
   const Batch batch{inputs.ids, segments, outputs ? M4J_LOGITS_ALL : M4J_LOGITS_NONE, rows};
-  layers(states, batch, act);
+  const float* mix_scale = layers(states, batch, act);
   if (outputs == kNoOutputs) return;
-  prepare_head(m, batch, act);
+  prepare_head(m, batch, mix_scale, act);
   head(m, 0, rows, act);
   hand_out(states, rows, outputs, act.logits, staging.logits);
 }
@@ -216,10 +216,10 @@ void prefill(States& states, const m4j_advance_args& args, const int64_t* slots)
     engine.transfers.upload(inputs.segments, pieces.data(), block.pieces * static_cast<int64_t>(sizeof(Segment)),
                             engine.stream);
     const Batch batch{inputs.ids, {inputs.segments, block.pieces, block.tokens, block.longest}, logits_mode, block.n_last};
-    layers(states, batch, act);
+    const float* mix_scale = layers(states, batch, act);
     const int64_t rows = logit_rows(batch);
     if (rows == 0) continue;
-    prepare_head(m, batch, act);
+    prepare_head(m, batch, mix_scale, act);
     const bool all = logits_mode == M4J_LOGITS_ALL;
     const int64_t first_row = all ? block.first : block.first_seq;
     int64_t ended = 0;  // pieces whose token has been chosen

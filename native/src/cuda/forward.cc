@@ -24,9 +24,10 @@ int64_t layout(const Model& m, const Segments& bound, char* workspace, Activatio
   take(act->conv, tokens * c.conv_channels() * element);
   take(act->dbc, c.is_mamba2() ? 0 : tokens * m.dbc_ld() * element);
   take(act->y, tokens * c.d_inner * element);
+  take(act->squares, c.is_mamba2() ? tokens * ssd_chunk_squares(c.n_heads, c.headdim) * 4 : 0);
+  take(act->scales, c.is_mamba2() ? tokens * 4 : 0);
   const int64_t last = std::min(bound.count, tokens);
   take(act->x_last, last * c.d_model * 4);
-  take(act->mix_last, last * c.d_model * element);
   act->logit_rows = std::min(tokens, kLogitRows);
   take(act->logits, act->logit_rows * c.vocab_size * 4);
 
@@ -90,7 +91,8 @@ class Mixer {
     project(act_.conv, E, w.out_proj, w.out_proj_bias, act_.mix);
   }
 
-  void mamba2(const Layer& w, int64_t layer) {
+  // Rows of act.mix are still to be scaled by what is returned, if not null.
+  const float* mamba2(const Layer& w, int64_t layer) {
     const int64_t E = c_.d_inner, GN = c_.n_groups * c_.d_state, ld = m_.proj_ld(), C = c_.conv_channels();
     project(act_.h, c_.d_model, w.in_proj, w.in_proj_bias, act_.proj);
     convolve(w, layer, at(m_, act_.proj, E));
@@ -122,6 +124,24 @@ class Mixer {
     if (batch_.segments.longest <= kSsdStepTokens) {
       ssd_step(ssd, stream_);
     } else {
+      // The norm of a whole row is a scale, which may follow out_proj if nothing is added there.
+      SsdArgs gated = ssd;
+      gated.z = act_.proj;
+      gated.ld_z = ld;
+      gated.norm_weight = w.mixer_norm;
+      gated.squares = act_.squares;
+      if (c_.n_groups == 1 && w.out_proj_bias == nullptr && ssd_chunk_gates(gated)) {
+        ssd_chunk(gated, stream_);
+        rms_scale({.squares = act_.squares,
+                   .tokens = batch_.segments.tokens,
+                   .parts = ssd_chunk_squares(c_.n_heads, c_.headdim),
+                   .dim = E,
+                   .eps = c_.norm_eps,
+                   .out = act_.scales},
+                  stream_);
+        project(act_.y, E, w.out_proj, nullptr, act_.mix);
+        return act_.scales;
+      }
       ssd_chunk(ssd, stream_);
     }
     rms_norm({.dtype = m_.dtype,
@@ -139,6 +159,7 @@ class Mixer {
               .ld_out = E},
              stream_);
     project(act_.y, E, w.out_proj, w.out_proj_bias, act_.mix);
+    return nullptr;
   }
 
  private:
@@ -198,8 +219,9 @@ class Mixer {
   const cudaStream_t stream_;
 };
 
-// residual += x, then the norm of it.
-void block_norm(const Model& m, const void* x, float* residual, const float* weight, int64_t tokens, void* out) {
+// residual += x, scaled, then the norm of it.
+void block_norm(const Model& m, const void* x, const float* x_scale, float* residual, const float* weight,
+                int64_t tokens, void* out) {
   rms_norm({.dtype = m.dtype,
             .x = x,
             .ld_x = m.config.d_model,
@@ -212,7 +234,8 @@ void block_norm(const Model& m, const void* x, float* residual, const float* wei
             .dim = m.config.d_model,
             .n_groups = 1,
             .out = out,
-            .ld_out = m.config.d_model},
+            .ld_out = m.config.d_model,
+            .x_scale = x_scale},
            m.engine.stream);
 }
 
@@ -229,7 +252,7 @@ Activations carve_activations(const Model& model, const Segments& bound, char* w
   return act;
 }
 
-void layers(States& states, const Batch& batch, const Activations& act) {
+const float* layers(States& states, const Batch& batch, const Activations& act) {
   const Model& m = states.model;
   embedding({.table = m.embedding.data,
              .table_dtype = m.embedding.dtype,
@@ -241,15 +264,17 @@ void layers(States& states, const Batch& batch, const Activations& act) {
              .ld_out = m.config.d_model},
             m.engine.stream);
   Mixer mixer(states, batch, act);
+  const float* mix_scale = nullptr;
   for (int64_t layer = 0; layer < m.config.n_layer; ++layer) {
     const Layer& w = m.layers[static_cast<std::size_t>(layer)];
-    block_norm(m, layer == 0 ? nullptr : act.mix, act.x, w.norm, batch.segments.tokens, act.h);
+    block_norm(m, layer == 0 ? nullptr : act.mix, mix_scale, act.x, w.norm, batch.segments.tokens, act.h);
     if (m.config.is_mamba2()) {
-      mixer.mamba2(w, layer);
+      mix_scale = mixer.mamba2(w, layer);
     } else {
       mixer.mamba1(w, layer);
     }
   }
+  return mix_scale;
 }
 
 int64_t logit_rows(const Batch& batch) {
@@ -257,10 +282,10 @@ int64_t logit_rows(const Batch& batch) {
   return batch.logits_mode == M4J_LOGITS_LAST ? batch.n_last : 0;
 }
 
-void prepare_head(const Model& m, const Batch& batch, const Activations& act) {
+void prepare_head(const Model& m, const Batch& batch, const float* mix_scale, const Activations& act) {
   const int64_t rows = logit_rows(batch);
   if (rows == batch.segments.tokens) {  // every row, in order
-    block_norm(m, act.mix, act.x, m.norm_f, rows, act.h);
+    block_norm(m, act.mix, mix_scale, act.x, m.norm_f, rows, act.h);
     return;
   }
   Segments last = batch.segments;
@@ -268,12 +293,12 @@ void prepare_head(const Model& m, const Batch& batch, const Activations& act) {
   gather_last({.dtype = m.dtype,
                .residual = act.x,
                .x = act.mix,
+               .x_scale = mix_scale,
                .segments = last,
                .dim = m.config.d_model,
-               .residual_out = act.x_last,
-               .x_out = act.mix_last},
+               .out = act.x_last},
               m.engine.stream);
-  block_norm(m, act.mix_last, act.x_last, m.norm_f, rows, act.h);
+  block_norm(m, nullptr, nullptr, act.x_last, m.norm_f, rows, act.h);
 }
 
 void head(const Model& m, int64_t begin, int64_t count, const Activations& act) {

@@ -29,23 +29,24 @@ struct Activations {
   void* conv;  // [T, C]
   void* dbc;   // Mamba-1: [T, dbc_ld]
   void* y;     // Mamba-1: [T, E] delta, then output of the scan; Mamba-2: [T, E]
-  float* x_last;     // [last, D]
-  void* mix_last;    // [last, D]
-  float* logits;     // [logit rows, V]
+  float* squares;  // Mamba-2: [T, ssd_chunk_squares]
+  float* scales;   // Mamba-2: [T], of rows of mix
+  float* x_last;   // [last, D]
+  float* logits;   // [logit rows, V]
   int64_t logit_rows;
-  Workspace op;      // of one op at a time
+  Workspace op;  // of one op at a time
 };
 
 // Bytes of workspace for blocks of up to `tokens` tokens, and its layout.
 int64_t activation_bytes(const Model& model, const Segments& bound);
 Activations carve_activations(const Model& model, const Segments& bound, char* workspace);
 
-// All layers: what is left is in x and mix.
-void layers(States& states, const Batch& batch, const Activations& act);
+// All layers: what is left is in x and mix, whose rows are still to be scaled by what is returned, if not null.
+const float* layers(States& states, const Batch& batch, const Activations& act);
 // Number of rows that have logits.
 int64_t logit_rows(const Batch& batch);
 // Before head(): collects the rows that have logits.
-void prepare_head(const Model& model, const Batch& batch, const Activations& act);
+void prepare_head(const Model& model, const Batch& batch, const float* mix_scale, const Activations& act);
 // Rows [begin, begin + count) of them, count <= act.logit_rows, to act.logits.
 void head(const Model& model, int64_t begin, int64_t count, const Activations& act);
 

@@ -24,6 +24,8 @@ std::vector<TinyOptions> all_options() {
       all.push_back({.family = family, .dtype = dtype, .even = true, .wide = true});
     }
   }
+  all.push_back({.family = M4J_MAMBA2, .dtype = DType::kBF16, .biases = false, .n_groups = 1, .even = true,
+                 .wide = true});
   all.push_back({.family = M4J_MAMBA2, .dt_min = 0.1f, .dt_max = 0.3f, .even = true});
   return all;
 }

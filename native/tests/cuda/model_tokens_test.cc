@@ -81,7 +81,8 @@ TEST_P(CudaTokens, AreThoseOfTheLogits) {
 std::vector<TinyOptions> some_options() {
   return {{.family = M4J_MAMBA1, .dtype = DType::kBF16, .even = true},
           {.family = M4J_FALCON_MAMBA, .dtype = DType::kF32, .even = true},
-          {.family = M4J_MAMBA2, .dtype = DType::kF16, .n_groups = 1, .even = true}};
+          {.family = M4J_MAMBA2, .dtype = DType::kF16, .n_groups = 1, .even = true},
+          {.family = M4J_MAMBA2, .dtype = DType::kBF16, .biases = false, .n_groups = 1, .even = true}};
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, CudaTokens, ::testing::ValuesIn(some_options()),

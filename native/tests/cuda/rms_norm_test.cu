@@ -1,3 +1,5 @@
+#include <cmath>
+
 #include "ops/cuda/cuda_ops.h"
 #include "ops/reference/reference_ops.h"
 #include "ragged.h"
@@ -10,22 +12,25 @@ using m4j::test::expect_same_bits;
 using m4j::test::Outputs;
 using m4j::test::Random;
 
-enum class Kind { kPlain, kWeightless, kInPlace, kResidual, kResidualAlone, kGated, kGatedInPlace };
-constexpr Kind kKinds[] = {Kind::kPlain,         Kind::kWeightless, Kind::kInPlace,     Kind::kResidual,
-                           Kind::kResidualAlone, Kind::kGated,      Kind::kGatedInPlace};
+enum class Kind { kPlain, kWeightless, kInPlace, kResidual, kScaled, kResidualAlone, kGated, kGatedInPlace };
+constexpr Kind kKinds[] = {Kind::kPlain,  Kind::kWeightless,    Kind::kInPlace, Kind::kResidual,
+                           Kind::kScaled, Kind::kResidualAlone, Kind::kGated,   Kind::kGatedInPlace};
 
 struct Problem {
   DType dtype;
   int64_t tokens, dim, n_groups;
   Kind kind;
-  std::vector<float> x, residual, gate, weight;
+  std::vector<float> x, residual, gate, weight, x_scale;
 
   Problem(Random& random, DType dtype, int64_t tokens, int64_t dim, int64_t n_groups, Kind kind)
       : dtype(dtype), tokens(tokens), dim(dim), n_groups(n_groups), kind(kind),
         x(rounded(random.normal(tokens * dim), dtype)), residual(random.normal(tokens * dim, 3)),
-        gate(rounded(random.normal(tokens * dim, 2), dtype)), weight(random.normal(dim)) {}
+        gate(rounded(random.normal(tokens * dim, 2), dtype)), weight(random.normal(dim)),
+        x_scale(random.uniform(tokens, 0.1f, 3)) {}
 
-  bool has_residual() const { return kind == Kind::kResidual || kind == Kind::kResidualAlone; }
+  bool has_residual() const {
+    return kind == Kind::kResidual || kind == Kind::kScaled || kind == Kind::kResidualAlone;
+  }
   bool has_gate() const { return kind == Kind::kGated || kind == Kind::kGatedInPlace; }
   bool in_place() const { return kind == Kind::kInPlace || kind == Kind::kGatedInPlace; }
 
@@ -33,12 +38,12 @@ struct Problem {
   Outputs run(int64_t gap) const {
     const DeviceArray x_memory(dtype, x, dim, dim + gap), gate_memory(dtype, gate, dim, dim + gap),
         residual_memory(DType::kF32, residual, dim), weight_memory(DType::kF32, weight, dim),
-        out_memory(dtype, tokens, dim, dim + gap);
+        out_memory(dtype, tokens, dim, dim + gap), scale_memory(DType::kF32, x_scale, 1);
     const DeviceArray& out = in_place() ? x_memory : out_memory;
     rms_norm({dtype, kind == Kind::kResidualAlone ? nullptr : x_memory.data(), dim + gap,
               has_residual() ? residual_memory.floats() : nullptr, has_gate() ? gate_memory.data() : nullptr, dim + gap,
               kind == Kind::kWeightless ? nullptr : weight_memory.floats(), 1e-5f, tokens, dim, n_groups, out.data(),
-              dim + gap},
+              dim + gap, kind == Kind::kScaled ? scale_memory.floats() : nullptr},
              nullptr);
     return {out.read(), residual_memory.read()};
   }
@@ -46,6 +51,9 @@ struct Problem {
   Outputs expected() const {
     Outputs result = {std::vector<float>(x.size()), residual};
     std::vector<float> input = has_residual() ? residual : x;
+    if (kind == Kind::kScaled) {
+      for (size_t i = 0; i < x.size(); ++i) input[i] = std::fmaf(x_scale[i / static_cast<size_t>(dim)], x[i], input[i]);
+    }
     m4j::reference::rms_norm({input.data(), dim, kind == Kind::kResidual ? x.data() : nullptr, dim,
                               has_gate() ? gate.data() : nullptr, dim,
                               kind == Kind::kWeightless ? nullptr : weight.data(), 1e-5f, tokens, dim, n_groups,
@@ -77,6 +85,24 @@ TEST(CudaRmsNorm, EveryKindOfAnySize) {
           expect_same_bits(problem.run(gap), actual);
         }
       }
+    }
+  }
+}
+
+TEST(CudaRmsNorm, ScalesFromSquares) {
+  Random random(m4j::test::run_seed());
+  for (int64_t tokens : {1, 7, 8, 333}) {
+    for (int64_t parts : {1, 5, 32, 80, 129}) {
+      const std::vector<float> squares = random.uniform(tokens * parts, 0, 30);
+      const DeviceArray squares_memory(DType::kF32, squares, parts), out(DType::kF32, tokens, 1);
+      rms_scale({squares_memory.floats(), tokens, parts, 100, 1e-2f, out.floats()}, nullptr);
+      std::vector<float> expected;
+      for (int64_t t = 0; t < tokens; ++t) {
+        double sum = 0;
+        for (int64_t i = 0; i < parts; ++i) sum += squares[static_cast<size_t>(t * parts + i)];
+        expected.push_back(static_cast<float>(1 / std::sqrt(sum / 100 + 1e-2)));
+      }
+      expect_close(out.read(), expected, 1e-6);
     }
   }
 }

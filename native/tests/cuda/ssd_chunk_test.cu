@@ -42,6 +42,7 @@ struct Problem {
   std::vector<float> states;      // [S, H, P, N]
   float dt_min = 0, dt_max = std::numeric_limits<float>::infinity();
   DType state_type = DType::kF32;
+  std::vector<float> z = {}, norm_weight = {};  // optional [T, H, P], [H, P]
 
   static Problem random(Random& random, DType dtype, const Shape& s, const std::vector<int64_t>& lengths,
                         const Options& options = {}) {
@@ -60,13 +61,22 @@ struct Problem {
             random.normal(slot_count * s.heads * s.headdim * s.d_state)};
   }
 
+  Problem gated(Random& random) const {
+    Problem p = *this;
+    p.z = rounded(random.normal(tokens() * x_cols(), 2), dtype);
+    p.norm_weight = random.normal(x_cols());
+    return p;
+  }
+  int64_t squares_cols() const { return ssd_chunk_squares(shape.heads, shape.headdim); }
+
   int64_t tokens() const { return std::accumulate(lengths.begin(), lengths.end(), int64_t{0}); }
   int64_t x_cols() const { return shape.heads * shape.headdim; }
   int64_t bc_cols() const { return shape.n_groups * shape.d_state; }
   int64_t state_size() const { return x_cols() * shape.d_state; }
   int64_t slot_count() const { return static_cast<int64_t>(states.size()) / state_size(); }
 
-  Outputs run() const {
+  // `squares` [T, squares_cols]; whether the kernel takes z must be as told.
+  Outputs run(std::vector<float>* squares = nullptr, bool gates = true) const {
     const int64_t gap = options.gap;
     const DeviceArray x_memory(dtype, x, x_cols(), x_cols() + gap);
     const DeviceArray dt_memory(dtype, dt, shape.heads, shape.heads + gap);
@@ -88,14 +98,26 @@ struct Problem {
                                *std::max_element(lengths.begin(), lengths.end())};
     const int64_t bytes = ssd_chunk_workspace(shape.heads, shape.headdim, shape.d_state, shape.n_groups, segments);
     const DeviceArray workspace(DType::kF32, 1, (bytes + 3) / 4);
-    ssd_chunk({dtype, x_memory.data(), x_memory.ld(), dt_memory.data(), dt_memory.ld(), A_memory.floats(),
-               B_memory.data(), C_memory.data(), B_memory.ld(), D.empty() ? nullptr : D_memory.floats(),
-               dt_bias.empty() ? nullptr : bias_memory.floats(), options.softplus, dt_min, dt_max, segments,
-               shape.heads, shape.headdim, shape.d_state, shape.n_groups, states_memory.data(), states_memory.ld(),
-               out.data(), out.ld(), {workspace.data(), bytes}, state_type},
-              nullptr);
+    SsdArgs args = {dtype, x_memory.data(), x_memory.ld(), dt_memory.data(), dt_memory.ld(), A_memory.floats(),
+                    B_memory.data(), C_memory.data(), B_memory.ld(), D.empty() ? nullptr : D_memory.floats(),
+                    dt_bias.empty() ? nullptr : bias_memory.floats(), options.softplus, dt_min, dt_max, segments,
+                    shape.heads, shape.headdim, shape.d_state, shape.n_groups, states_memory.data(),
+                    states_memory.ld(), out.data(), out.ld(), {workspace.data(), bytes}, state_type};
+    const DeviceArray z_memory(dtype, z, x_cols(), x_cols() + 2 * gap);
+    const DeviceArray weight_memory(DType::kF32, norm_weight, x_cols());
+    const DeviceArray squares_memory(DType::kF32, tokens(), squares_cols());
+    if (!z.empty()) {
+      args.z = z_memory.data();
+      args.ld_z = z_memory.ld();
+      args.norm_weight = weight_memory.floats();
+      args.squares = squares_memory.floats();
+      EXPECT_EQ(ssd_chunk_gates(args), gates);
+      if (!gates) return {};
+    }
+    ssd_chunk(args, nullptr);
     must(cudaDeviceSynchronize());
     workspace.read();  // checks its guards
+    if (squares != nullptr) *squares = squares_memory.read();
     return {out.read(), states_memory.read()};
   }
 
@@ -119,7 +141,7 @@ struct Problem {
     Problem p = *this;
     p.lengths.clear();
     p.slots.clear();
-    for (auto* v : {&p.x, &p.dt, &p.B, &p.C}) v->clear();
+    for (auto* v : {&p.x, &p.dt, &p.B, &p.C, &p.z}) v->clear();
     int64_t row = 0;
     for (size_t i = 0; i < lengths.size(); row += lengths[i++]) {
       const int64_t from = std::min(begin, lengths[i]), to = std::min(end, lengths[i]);
@@ -127,6 +149,7 @@ struct Problem {
       p.lengths.push_back(to - from);
       p.slots.push_back(slots[i]);
       m4j::test::append(p.x, m4j::test::slice_rows(x, x_cols(), row + from, row + to));
+      if (!z.empty()) m4j::test::append(p.z, m4j::test::slice_rows(z, x_cols(), row + from, row + to));
       m4j::test::append(p.dt, m4j::test::slice_rows(dt, shape.heads, row + from, row + to));
       m4j::test::append(p.B, m4j::test::slice_rows(B, bc_cols(), row + from, row + to));
       m4j::test::append(p.C, m4j::test::slice_rows(C, bc_cols(), row + from, row + to));
@@ -159,6 +182,34 @@ class CudaSsdChunk : public ::testing::Test {
     m4j::test::expect_same_bits(problem.run(), outputs);
   }
 
+  // Against the gate behind the reference, and the same problem without it.
+  void expect_gate(const Problem& plain) {
+    SCOPED_TRACE(plain.text());
+    const Problem problem = plain.gated(random);
+    std::vector<float> squares, again;
+    const Outputs outputs = problem.run(&squares), ungated = plain.run();
+    const std::vector<float> y = plain.expected().out;
+    std::vector<float> out(y.size()), sums(squares.size());
+    for (size_t i = 0; i < y.size(); ++i) {
+      const auto row = static_cast<int64_t>(i) / plain.x_cols(), col = static_cast<int64_t>(i) % plain.x_cols();
+      const int64_t P = plain.shape.headdim, slab = col / P * ((P + 63) / 64) + col % P / 64;
+      const float v = y[i] * problem.z[i] / (1 + std::exp(-problem.z[i]));
+      out[i] = v * problem.norm_weight[static_cast<size_t>(col)];
+      sums[static_cast<size_t>(row * plain.squares_cols() + slab)] += v * v;
+    }
+    m4j::test::expect_close(outputs.out, out, tolerance(plain.dtype));
+    m4j::test::expect_close(squares, sums, tolerance(plain.dtype));
+    m4j::test::expect_same_bits(outputs.state, ungated.state);
+    m4j::test::expect_same_bits(problem.run(&again), outputs);
+    m4j::test::expect_same_bits(again, squares);
+  }
+  static bool hopper() {
+    int device = 0, major = 0;
+    must(cudaGetDevice(&device));
+    must(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    return major == 9;
+  }
+
   Random random{m4j::test::run_seed()};
 };
 
@@ -183,6 +234,46 @@ TEST_F(CudaSsdChunk, LongSequencesInParts) {
     expect_reference(Problem::random(random, dtype, {2, 64, 256, 2}, {640, 127, 511}));
     expect_reference(Problem::random(random, dtype, {1, 13, 33, 1}, {911, 300}));
   }
+}
+
+// More blocks than multiprocessors: on Hopper some take two slabs where others take three.
+TEST_F(CudaSsdChunk, ManySequences) {
+  std::vector<int64_t> lengths;
+  for (int64_t i = 0; i < 70; ++i) lengths.push_back(1 + i * 37 % 131);
+  for (DType dtype : kDTypes) {
+    for (const Shape& shape : {Shape{4, 64, 128, 1}, Shape{8, 64, 40, 2}}) {
+      expect_reference(Problem::random(random, dtype, shape, lengths));
+      if (HasFailure()) return;
+    }
+  }
+}
+
+// Of every kind of slab, on lengths around those of chunks, in parts, and with more blocks than multiprocessors.
+TEST_F(CudaSsdChunk, GatesItsOutputs) {
+  if (!hopper()) GTEST_SKIP() << "the gate is a part of Hopper's kernel";
+  std::vector<int64_t> many;
+  for (int64_t i = 0; i < 70; ++i) many.push_back(1 + i * 37 % 131);
+  for (const Shape& shape : {Shape{1, 8, 8, 1}, Shape{4, 64, 128, 1}, Shape{5, 64, 128, 1}, Shape{7, 16, 24, 1},
+                             Shape{2, 128, 32, 1}, Shape{2, 32, 256, 1}, Shape{3, 72, 200, 1}, Shape{6, 64, 64, 2}}) {
+    for (int64_t gap : {0, 8}) {
+      for (const std::vector<int64_t>& lengths :
+           {std::vector<int64_t>{1, 64, 65, 17, 130, 2, 63}, {1700, 5, 129}, many}) {
+        expect_gate(Problem::random(random, DType::kBF16, shape, lengths, {.gap = gap}));
+        if (HasFailure()) return;
+      }
+    }
+  }
+}
+
+TEST_F(CudaSsdChunk, SaysWhereItTakesNoGate) {
+  const auto refused = [&](DType dtype, const Shape& shape, int64_t gap) {
+    const Problem plain = Problem::random(random, dtype, shape, {70}, {.gap = gap});
+    plain.gated(random).run(nullptr, false);
+  };
+  refused(DType::kF32, {2, 64, 64, 1}, 0);
+  refused(DType::kF16, {2, 64, 64, 1}, 0);
+  refused(DType::kBF16, {2, 64, 64, 1}, 3);
+  refused(DType::kBF16, {2, 60, 64, 1}, 0);
 }
 
 TEST_F(CudaSsdChunk, EveryCombinationOfOptions) {
@@ -242,7 +333,8 @@ TEST_F(CudaSsdChunk, ExtremeDecays) {
 // Parts that begin and end anywhere in a chunk move results by rounding only.
 TEST_F(CudaSsdChunk, PartsEqualTheWhole) {
   for (DType dtype : kDTypes) {
-    const Problem problem = Problem::random(random, dtype, {3, 64, 128, 1}, {300, 77, 1, 650});
+    Problem problem = Problem::random(random, dtype, {3, 64, 128, 1}, {300, 77, 1, 650});
+    if (dtype == DType::kBF16 && hopper()) problem = problem.gated(random);
     const Outputs whole = problem.run();
     for (int64_t length : {1, 63, 64, 65, 200, 649}) {
       if (random.left_out()) continue;

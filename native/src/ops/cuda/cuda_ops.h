@@ -66,8 +66,19 @@ struct RmsNormArgs {
   int64_t tokens, dim, n_groups;
   void* out;  // [T, D]; may be x if there is no residual
   int64_t ld_out;
+  const float* x_scale = nullptr;  // optional with residual [T]: what rows of x are multiplied by
 };
 void rms_norm(const RmsNormArgs&, cudaStream_t stream);
+
+// The scale of a norm whose squares have been added up in parts: out[t] = 1 / sqrt(sum(squares[t]) / dim + eps)
+struct RmsScaleArgs {
+  const float* squares;  // [T, parts]
+  int64_t tokens, parts;
+  int64_t dim;  // numbers squared
+  float eps;
+  float* out;  // [T]
+};
+void rms_scale(const RmsScaleArgs&, cudaStream_t stream);
 
 // Depthwise causal convolution, windows shifted in place.
 //   y_t = bias + sum_k weight[k] * x_{t-(K-1)+k}, then SiLU
@@ -140,20 +151,29 @@ struct SsdArgs {
   int64_t ld_out;
   Workspace workspace;  // for ssd_chunk: at least ssd_chunk_workspace
   DType state_type = DType::kF32;  // or BF16
+  // The gated norm but for its scale, which may as well be applied behind a product: out = y * silu(z) * norm_weight.
+  // Only where ssd_chunk_gates says so.
+  const void* z = nullptr;  // optional [T, H, P]
+  int64_t ld_z = 0;
+  const float* norm_weight = nullptr;  // with z [H, P]
+  float* squares = nullptr;            // with z [T, ssd_chunk_squares]: sums of (y silu(z))^2
 };
 void ssd_step(const SsdArgs&, cudaStream_t stream);   // token by token: decode
 void ssd_chunk(const SsdArgs&, cudaStream_t stream);  // chunked matrix form: prefill
 int64_t ssd_chunk_workspace(int64_t heads, int64_t headdim, int64_t d_state, int64_t n_groups, const Segments& segments);
+// Whether ssd_chunk takes z too, on this card and for these types, sizes and places.
+bool ssd_chunk_gates(const SsdArgs&);
+int64_t ssd_chunk_squares(int64_t heads, int64_t headdim);
 
-// The last row of each segment, of the residual stream and of what is still to be added to it.
+// The last row of each segment, of the residual stream with what is still to be added to it.
 struct GatherLastArgs {
   DType dtype;            // of x
   const float* residual;  // [T, D]
   const void* x;          // [T, D]
+  const float* x_scale;   // optional [T], as in RmsNormArgs
   Segments segments;
   int64_t dim;
-  float* residual_out;  // [segments, D]
-  void* x_out;          // [segments, D]
+  float* out;  // [segments, D]
 };
 void gather_last(const GatherLastArgs&, cudaStream_t stream);
 

@@ -10,10 +10,11 @@ constexpr int kThreads = 256;
 template <typename T>
 __global__ void gather_last_kernel(GatherLastArgs a) {
   const Segment segment = a.segments.items[blockIdx.x];
-  const int64_t from = (segment.row + segment.tokens - 1) * a.dim, to = static_cast<int64_t>(blockIdx.x) * a.dim;
+  const int64_t row = segment.row + segment.tokens - 1;
+  const int64_t from = row * a.dim, to = static_cast<int64_t>(blockIdx.x) * a.dim;
+  const float scale = a.x_scale ? a.x_scale[row] : 1;
   for (int64_t i = threadIdx.x; i < a.dim; i += blockDim.x) {
-    a.residual_out[to + i] = a.residual[from + i];
-    static_cast<T*>(a.x_out)[to + i] = static_cast<const T*>(a.x)[from + i];
+    a.out[to + i] = fmaf(scale, to_float(static_cast<const T*>(a.x)[from + i]), a.residual[from + i]);
   }
 }
 

@@ -28,7 +28,7 @@ struct Group {
   int64_t dim;
   const T *x, *gate;
   float* residual;
-  const float* weight;
+  const float *x_scale, *weight;
   T* out;
 
   __device__ explicit Group(const RmsNormArgs& a) : dim(a.n_groups == 1 ? a.dim : a.dim / a.n_groups) {
@@ -37,6 +37,7 @@ struct Group {
     x = a.x ? static_cast<const T*>(a.x) + token * a.ld_x + offset : nullptr;
     gate = a.gate ? static_cast<const T*>(a.gate) + token * a.ld_gate + offset : nullptr;
     residual = a.residual ? a.residual + token * a.dim + offset : nullptr;
+    x_scale = a.x_scale ? a.x_scale + token : nullptr;
     weight = a.weight ? a.weight + offset : nullptr;
     out = static_cast<T*>(a.out) + token * a.ld_out + offset;
   }
@@ -49,8 +50,9 @@ struct Group {
     if (x) x_part = load_packed<kCount>(x + i);
     if (gate) gate_part = load_packed<kCount>(gate + i);
     if (residual) stream = load_packed<kCount>(residual + i);
+    const float scale = x_scale ? *x_scale : 1.0f;
 #pragma unroll
-    for (int k = 0; k < kCount; ++k) v[k] = x_part[k] + stream[k];
+    for (int k = 0; k < kCount; ++k) v[k] = fmaf(scale, x_part[k], stream[k]);
     if (residual && x) store_floats(residual + i, v);
     if (gate) {
 #pragma unroll
@@ -128,6 +130,20 @@ __global__ void __launch_bounds__(kMaxThreads) rms_norm_any_kernel(const __grid_
   }
 }
 
+constexpr int kScaleWarps = 8;
+
+// A warp for each token.
+__global__ void __launch_bounds__(kScaleWarps * kWarp) rms_scale_kernel(const __grid_constant__ RmsScaleArgs a) {
+  const int64_t token = int64_t{blockIdx.x} * kScaleWarps + threadIdx.x / kWarp;
+  let_next_start();
+  wait_for_previous();
+  if (token >= a.tokens) return;
+  float sum = 0;
+  for (int64_t i = threadIdx.x % kWarp; i < a.parts; i += kWarp) sum += a.squares[token * a.parts + i];
+  sum = warp_sum(sum);
+  if (threadIdx.x % kWarp == 0) a.out[token] = rsqrtf(sum / static_cast<float>(a.dim) + a.eps);
+}
+
 // Rows that can be read in vectors of 8.
 bool has_vectors(const RmsNormArgs& a, int64_t per_16_bytes) {
   const auto rows = [&](const void* p, int64_t ld) {
@@ -155,6 +171,12 @@ void rms_norm(const RmsNormArgs& a, cudaStream_t stream) {
       launch(rms_norm_kernel<T, 4>, ceil_div(vectors, 4));
     }
   });
+}
+
+void rms_scale(const RmsScaleArgs& a, cudaStream_t stream) {
+  launch_kernel("rms_scale", rms_scale_kernel,
+                {.blocks = static_cast<unsigned>(ceil_div(a.tokens, kScaleWarps)), .threads = kScaleWarps * kWarp},
+                stream, a);
 }
 
 }  // namespace m4j::cuda

@@ -17,6 +17,7 @@
 #include "ops/cuda/chain.cuh"
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/launch.cuh"
+#include "ops/cuda/math.cuh"
 #include "ops/cuda/state_type.cuh"
 
 namespace m4j::cuda::ssd {
@@ -25,21 +26,24 @@ constexpr int kChunk = 64;
 constexpr int kSlab = 64;
 constexpr int kSlabThreads = 128;
 
+// Numbers that blocks divide have 32 bits: 64-bit divisions took microseconds of a block.
 struct Plan {
-  int64_t slabs;   // of a head
-  int64_t slabs_per_block;
-  int64_t blocks;  // that share a part of a sequence
-  int64_t span;    // tokens of a part, a multiple of kChunk
-  int64_t parts;   // of the longest sequence
+  unsigned slabs;  // of a head
+  unsigned slabs_per_block;
+  unsigned full, fewer;  // blocks for a group of heads and a part of a sequence: with so many slabs, and with one less
+  unsigned span_chunks;  // of a part
+  unsigned parts;        // of the longest sequence
   bool vectors;    // rows of x, B, C and out can be accessed 16 bytes at a time
   float* states;   // [entries, H, slabs, 64, N]: the states that parts add, in the order of the lanes that hold them
   float* decays;   // [entries, H, slabs]: a part's decay of the state before it
 };
 
+__device__ inline unsigned chunks_of(int64_t tokens) { return static_cast<unsigned>((tokens + kChunk - 1) / kChunk); }
+
 // Of the chunk before which `left` tokens are left.
 __device__ inline int chunk_rows(int64_t left) { return static_cast<int>(min(max(left, int64_t{0}), int64_t{kChunk})); }
 
-enum class Pass { kStates, kOutputs };
+enum class Pass { kStates, kOutputs, kGatedOutputs };
 
 // The place of a block in the launch.
 struct Work {
@@ -50,21 +54,34 @@ struct Work {
   int64_t group;          // of heads
   int64_t head, slab;     // of this thread's slab
   int64_t first_row;      // p of its row 0
-  bool present;           // the last block of a group of heads may have fewer slabs
+  int slabs;              // of the block
+  bool present;           // the last block of a group of heads may have some that do not exist
 
-  // false if the segment has no such part.
+  // false if the segment has no such part. The full blocks of all come first.
   __device__ bool find(const SsdArgs& a, const Plan& plan, int which) {
-    const int64_t index = blockIdx.x, pair = index % plan.blocks;
-    part = index / plan.blocks % plan.parts;
-    segment = a.segments.items[index / plan.blocks / plan.parts];
-    parts = (segment.tokens + plan.span - 1) / plan.span;
-    begin = part * plan.span;
-    end = min(begin + plan.span, segment.tokens);
-    // A segment of n > span tokens has at most 2 n / span parts, so entries do not overlap.
-    entry = 2 * (segment.row - a.segments.items[0].row) / plan.span;
-    const int64_t heads = a.heads / a.n_groups, blocks = plan.blocks / a.n_groups;
-    const int64_t slab_of_group = pair % blocks * plan.slabs_per_block + which;
-    group = pair / blocks;
+    const auto groups = static_cast<unsigned>(a.n_groups), heads = static_cast<unsigned>(a.heads) / groups;
+    const unsigned all_full = static_cast<unsigned>(a.segments.count) * plan.parts * groups * plan.full;
+    const bool is_full = blockIdx.x < all_full;
+    const unsigned index = is_full ? blockIdx.x : blockIdx.x - all_full, blocks = is_full ? plan.full : plan.fewer;
+    slabs = static_cast<int>(plan.slabs_per_block) - (is_full ? 0 : 1);
+    const unsigned set = index / blocks, item = set / groups;
+    group = set % groups;
+    part = item % plan.parts;
+    segment = a.segments.items[item / plan.parts];
+    parts = 1;
+    begin = entry = 0;
+    end = segment.tokens;
+    if (plan.parts > 1) {
+      const int64_t span = int64_t{plan.span_chunks} * kChunk;
+      parts = (chunks_of(segment.tokens) + plan.span_chunks - 1) / plan.span_chunks;
+      begin = part * span;
+      end = min(begin + span, segment.tokens);
+      // A segment of n > span tokens has at most 2 n / span parts, so entries do not overlap.
+      const auto half_chunks = static_cast<unsigned>((segment.row - a.segments.items[0].row) / (kChunk / 2));
+      entry = half_chunks / plan.span_chunks;
+    }
+    const unsigned before = is_full ? 0 : plan.full * plan.slabs_per_block;
+    const unsigned slab_of_group = before + (index - set * blocks) * slabs + min(which, slabs - 1);
     present = slab_of_group < heads * plan.slabs;
     head = group * heads + (present ? slab_of_group / plan.slabs : 0);
     slab = slab_of_group % plan.slabs;
@@ -78,12 +95,7 @@ struct Work {
   }
 };
 
-__device__ inline float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
+using cuda::exp2_fast;
 __device__ inline float2 exp2_fast(float2 v) { return {exp2_fast(v.x), exp2_fast(v.y)}; }
 
 // What one head's time steps make of a chunk. Exponents are to base 2.

@@ -15,7 +15,7 @@ namespace m4j::cuda::ssd {
 template <typename D, int kN, Pass kPass, int kSlabs, int kCStages>
 struct HalfShared {
   static constexpr int kPanels = kN / 64;
-  static constexpr bool kOutputs = kPass == Pass::kOutputs;
+  static constexpr bool kOutputs = kPass != Pass::kStates;
   alignas(1024) unsigned char B[2][kPanels * kPanelBytes];
   unsigned char X[2][kSlabs][kPanelBytes];
   unsigned char C[kCStages][kOutputs ? kPanels * kPanelBytes : 16];

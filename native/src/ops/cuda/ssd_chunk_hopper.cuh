@@ -9,7 +9,11 @@
 namespace m4j::cuda::ssd {
 
 template <typename T, int kN, Pass kPass, int kSlabs>
-using HopperShared = HalfShared<StoredDecays<T>, kN, kPass, kSlabs, 2>;
+struct HopperShared : HalfShared<StoredDecays<T>, kN, kPass, kSlabs, 2> {
+  static constexpr bool kGated = kPass == Pass::kGatedOutputs;
+  alignas(128) unsigned char Z[2][kSlabs][kGated ? kPanelBytes : 16];
+  float squares[kSlabs][kSlabThreads / 32][kGated ? kChunk : 1];  // of the chunk before, summed over the rows of a warp
+};
 
 // The same in all lanes, so that the compiler keeps it where products want their descriptors.
 template <typename V>
@@ -29,9 +33,9 @@ __device__ __forceinline__ void begin_S(float (&s)[kTiles][4], uint64_t b, uint6
 }
 
 // The decays of all heads turn S^T into their M^T. Where all j > i that stays zero.
-template <typename T, int kN, int kSlabs>
+template <typename T, int kN, Pass kPass, int kSlabs>
 __device__ __forceinline__ void store_M(const float (&s)[kShareTiles<kSlabs>][4],
-                                        HopperShared<T, kN, Pass::kOutputs, kSlabs>& shared, int stage, int which,
+                                        HopperShared<T, kN, kPass, kSlabs>& shared, int stage, int which,
                                         int warp, int lane) {
   const int j = warp * 16 + lane / 4;
 #pragma unroll
@@ -101,6 +105,95 @@ __device__ __forceinline__ void begin_update(SlabState<kN>& state, const uint32_
   products_commit();
 }
 
+// Lane 4 g + t has sums of its rows for columns 8 i + 2 t and 8 i + 2 t + 1: [i]. All rows' for columns 2 lane and
+// 2 lane + 1, added up in an order that no place in a chunk depends on.
+__device__ __forceinline__ float2 sum_rows(const float (&sums)[kChunk / 8][2], int lane) {
+  float left[kChunk / 8][2];
+#pragma unroll
+  for (int i = 0; i < kChunk / 8; ++i) {
+    left[i][0] = sums[i][0];
+    left[i][1] = sums[i][1];
+  }
+#pragma unroll
+  for (int half = kChunk / 16; half > 0; half /= 2) {
+    const int other = 4 * half;  // the lane's bit that takes the upper half
+    const bool upper = (lane & other) != 0;
+#pragma unroll
+    for (int i = 0; i < half; ++i) {
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        const float given = upper ? left[i][k] : left[half + i][k], kept = upper ? left[half + i][k] : left[i][k];
+        left[i][k] = kept + __shfl_xor_sync(~0u, given, other);
+      }
+    }
+  }
+  return {left[0][0], left[0][1]};
+}
+
+// silu(2 h) within 2^-11 |h|: less than the rounding of 2 h to bfloat16 may have done.
+__device__ __forceinline__ float silu_of_half(float h) {
+  float t;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(t) : "f"(h));
+  return fmaf(h, t, h);
+}
+
+// y [i / 8], columns i of Y^T, becomes y * silu(z) * weight, where Z holds z as X holds x; squares[i] the sums of
+// (y silu(z))^2 over the warp's rows.
+template <typename T>
+__device__ __forceinline__ void apply_gate(float (&y)[kChunk / 8][4], const unsigned char* Z, const float (&weight)[2],
+                                           float* squares, int warp, int lane) {
+  const uint32_t rows = matrix_address(shared_address(Z), lane, 1) ^ warp * 32;
+  float sums[kChunk / 8][2];
+#pragma unroll
+  for (int k = 0; k < kChunk / 16; ++k) {
+    uint32_t z[4];
+    load_matrices_transposed(z, rows + k * 16 * 128);
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+      const int row = q % 2, i = 2 * k + q / 2;
+      const __nv_bfloat162 half = __hmul2(*reinterpret_cast<const __nv_bfloat162*>(&z[q]), __float2bfloat162_rn(0.5f));
+      const float2 gate = unpack<T>(*reinterpret_cast<const uint32_t*>(&half));
+      const float v[2] = {y[i][2 * row] * silu_of_half(gate.x), y[i][2 * row + 1] * silu_of_half(gate.y)};
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        sums[i][c] = row == 0 ? v[c] * v[c] : fmaf(v[c], v[c], sums[i][c]);
+        y[i][2 * row + c] = v[c] * weight[row];
+      }
+    }
+  }
+  reinterpret_cast<float2*>(squares)[lane] = sum_rows(sums, lane);
+}
+
+// The gate's part of what a group with a slab does.
+struct Gate {
+  float weight[2];  // of the lane's rows
+  float* squares;   // of the thread's token in the chunk before; only the last kChunk threads of a group write them
+  int64_t parts;
+
+  __device__ Gate(const SsdArgs& a, const Plan& plan, const Work& work, int thread) : parts(a.heads * plan.slabs) {
+    const int64_t p = work.first_row + thread / 32 * 16 + thread % 32 / 4;
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      weight[row] = p + 8 * row < a.headdim ? a.norm_weight[work.head * a.headdim + p + 8 * row] : 0;
+    }
+    const int64_t token = work.row() + thread - (kSlabThreads - kChunk);
+    squares = a.squares + token * parts + work.head * plan.slabs + work.slab;
+    if (!work.present) squares = nullptr;
+  }
+
+  // Of `rows` tokens, once all warps of the group are done with them.
+  __device__ void store_squares(const float (&sums)[kSlabThreads / 32][kChunk], int rows, int thread) {
+    const int i = thread - (kSlabThreads - kChunk);
+    if (squares == nullptr || i < 0) return;
+    if (i < rows) *squares = (sums[0][i] + sums[1][i]) + (sums[2][i] + sums[3][i]);
+    squares += kChunk * parts;
+  }
+};
+
+struct NoGate {
+  __device__ NoGate(const SsdArgs&, const Plan&, const Work&, int) {}
+};
+
 template <int kSlabs>
 constexpr int kHopperThreads = (kSlabs + 1) * kSlabThreads;
 
@@ -114,16 +207,18 @@ __device__ __forceinline__ void fetch_chunks(HopperShared<T, kN, kPass, kSlabs>&
                                              const Plan& plan, const Work& work, int thread) {
   const int warp = thread / 32, lane = thread % 32;
   const TilePieces<1, kSlabThreads> pieces(thread);
-  const T* B = static_cast<const T*>(a.B) + (work.row() + pieces.row) * a.ld_bc + work.group * a.d_state + pieces.col;
-  const T* X = static_cast<const T*>(a.x) + (work.row() + pieces.row) * a.ld_x + pieces.col;
-  int x_col[kSlabs], x_cols[kSlabs];
+  // The group has few registers: places are kept as rows and columns, from which each chunk's addresses come anew.
+  int64_t row = work.row() + pieces.row;
+  const int bc_col = static_cast<int>(work.group * a.d_state) + pieces.col;
+  constexpr int kNone = -8;  // nothing is read there, but it must be a multiple of 16 bytes all the same
+  int x_col[kSlabs];
   Work of_warp = work;
 #pragma unroll
   for (int slab = 0; slab < kSlabs; ++slab) {
     Work other;
     other.find(a, plan, slab);
-    x_col[slab] = static_cast<int>(other.head * a.headdim + other.first_row);
-    x_cols[slab] = static_cast<int>(a.headdim - other.first_row);
+    const auto col = static_cast<int>(other.head * a.headdim + other.first_row) + pieces.col;
+    x_col[slab] = other.first_row + pieces.col < a.headdim ? col : kNone;
     if (slab == warp) of_warp = other;
   }
   const bool computes_decays = warp < kSlabs;
@@ -137,48 +232,57 @@ __device__ __forceinline__ void fetch_chunks(HopperShared<T, kN, kPass, kSlabs>&
   for (int stage = 0; left > 0; stage ^= 1, left -= kChunk) {
     const int rows = chunk_rows(left);
     if (computes_decays) time_steps.load(a, rows, lane);
+    const auto copy = [&](unsigned char* tile, const void* from, int64_t ld, int col, bool there) {
+      pieces.copy<true>(tile, static_cast<const T*>(from) + row * ld + col, ld, there ? rows : 0, kSlab);
+    };
 #pragma unroll
     for (int panel = 0; panel < kN / 64; ++panel) {
-      const int cols = static_cast<int>(a.d_state) - panel * 64;
-      pieces.copy<true>(shared.B[stage] + panel * kPanelBytes, B + panel * 64, a.ld_bc, rows, cols);
-      if constexpr (kPass == Pass::kOutputs) {
-        const T* C = B + (static_cast<const T*>(a.C) - static_cast<const T*>(a.B));
-        pieces.copy<true>(shared.C[stage] + panel * kPanelBytes, C + panel * 64, a.ld_bc, rows, cols);
+      const bool there = panel * 64 + pieces.col < a.d_state;
+      copy(shared.B[stage] + panel * kPanelBytes, a.B, a.ld_bc, bc_col + panel * 64, there);
+      if constexpr (kPass != Pass::kStates) {
+        copy(shared.C[stage] + panel * kPanelBytes, a.C, a.ld_bc, bc_col + panel * 64, there);
       }
     }
 #pragma unroll
     for (int slab = 0; slab < kSlabs; ++slab) {
-      pieces.copy<true>(shared.X[stage][slab], X + x_col[slab], a.ld_x, rows, x_cols[slab]);
+      const int col = x_col[slab];
+      copy(shared.X[stage][slab], a.x, a.ld_x, col, col >= 0);
+      if constexpr (kPass == Pass::kGatedOutputs) copy(shared.Z[stage][slab], a.z, a.ld_z, col, col >= 0);
     }
-    B += kChunk * a.ld_bc;
-    X += kChunk * a.ld_x;
+    row += kChunk;
     if (computes_decays) time_steps.to_decays(shared.decays[stage][warp], head, a, rows, lane);
     wait_for_copies();
     publish_to_products();
     meet<kHopperThreads<kSlabs>>();  // the chunk is there, and the one before done with
   }
+  if constexpr (kPass == Pass::kGatedOutputs) meet<kHopperThreads<kSlabs>>();  // the last one too
 }
 
 // What a group with a slab does.
 template <typename T, int kN, Pass kPass, int kSlabs>
 __device__ __forceinline__ void walk_chunks(HopperShared<T, kN, kPass, kSlabs>& shared, const SsdArgs& a,
                                             const Plan& plan, const Work& work, int which, int thread) {
-  constexpr bool kOutputs = kPass == Pass::kOutputs;
-  constexpr int kBatch = kSlabs == 2 ? 4 : 2;  // as many operands as there are registers for
+  constexpr bool kOutputs = kPass != Pass::kStates, kGated = kPass == Pass::kGatedOutputs;
+  constexpr int kBatch = kN == 256 ? 4 : 2;  // as many operands as there are registers for
   const int warp = uniform(thread / 32), lane = thread % 32;
   SlabState<kN> state;
   if (!begin_state<kN, kPass>(state, a, plan, work, thread)) return;
   OutputRows<T> out(a, work, warp, lane);
+  std::conditional_t<kGated, Gate, NoGate> gate(a, plan, work, thread);
   float total = 0;
   const uint32_t M_ready = shared_address(&shared.M_ready);
   if constexpr (kOutputs) {
     for (int i = thread; i < kPanelBytes / 16; i += kSlabThreads) reinterpret_cast<uint4*>(shared.M[which])[i] = {};
     if (threadIdx.x == 0) barrier_init(M_ready, kSlabs * kSlabThreads / 32);
   }
-  int64_t left = work.end - work.begin;
+  const int64_t tokens = work.end - work.begin;
+  int64_t left = tokens;
 #pragma unroll 1
   for (int stage = 0; left > 0; stage ^= 1, left -= kChunk) {
     meet<kHopperThreads<kSlabs>>();
+    if constexpr (kGated) {
+      if (left < tokens) gate.store_squares(shared.squares[which], kChunk, thread);
+    }
     const StoredDecays<T>& decays = shared.decays[stage][which];
     const uint64_t b = tile_descriptor(uniform(shared_address(shared.B[stage])));
 
@@ -193,7 +297,7 @@ __device__ __forceinline__ void walk_chunks(HopperShared<T, kN, kPass, kSlabs>& 
       begin_state_product<T>(y, h, c, 0);
       products_wait<1>();
       pin(s);
-      store_M<T, kN, kSlabs>(s, shared, stage, which, warp, lane);
+      store_M<T, kN, kPass, kSlabs>(s, shared, stage, which, warp, lane);
       publish_to_products();
       __syncwarp();
       if (lane == 0) barrier_arrive(M_ready);
@@ -240,10 +344,17 @@ __device__ __forceinline__ void walk_chunks(HopperShared<T, kN, kPass, kSlabs>& 
     if constexpr (kOutputs) {
       products_wait<1>();
       pin(y);
+      if constexpr (kGated) {
+        apply_gate<T>(y, shared.Z[stage][which], gate.weight, shared.squares[which][warp], warp, lane);
+      }
       out.template store<true>(y, shared.X[stage][which], a, chunk_rows(left), warp, lane);
     }
     products_wait<0>();
     pin(state.h);
+  }
+  if constexpr (kGated) {
+    meet<kHopperThreads<kSlabs>>();
+    gate.store_squares(shared.squares[which], chunk_rows(left + kChunk), thread);
   }
   end_state<kN, kPass>(state, a, plan, total, which, thread);
 }
@@ -254,20 +365,32 @@ __global__ void __launch_bounds__(kHopperThreads<kSlabs>, 1)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   constexpr int kFetching = kSlabs == 2 ? 40 : 32, kWalking = kSlabs == 2 ? 232 : 160;  // registers; 64 K in all
   extern __shared__ __align__(1024) unsigned char shared_memory[];
-  auto& shared = *reinterpret_cast<HopperShared<T, kN, kPass, kSlabs>*>(shared_memory);
   const int thread = threadIdx.x % kSlabThreads, which = uniform(static_cast<int>(threadIdx.x) / kSlabThreads);
   let_next_start();
   wait_for_previous();
   Work work;
-  if (!work.find(a, plan, min(which, kSlabs - 1))) return;
+  if (!work.find(a, plan, which)) return;
   if (kPass == Pass::kStates && work.parts == 1) return;
-  if (which == kSlabs) {
+  if (which > work.slabs) return;  // groups with slabs, and one that fetches
+  const auto with_slabs = [&](auto&& body) {
+    if constexpr (kSlabs == 3) {
+      if (work.slabs == 2) return body(std::integral_constant<int, 2>());
+    }
+    body(std::integral_constant<int, kSlabs>());
+  };
+  if (which == work.slabs) {
     give_registers<kFetching>();
-    const bool walked = kPass == Pass::kOutputs || work.part < work.parts - 1;
-    if (walked) fetch_chunks<T, kN, kPass, kSlabs>(shared, a, plan, work, thread);
+    const bool walked = kPass != Pass::kStates || work.part < work.parts - 1;
+    with_slabs([&]<int kCount>(std::integral_constant<int, kCount>) {
+      auto& shared = *reinterpret_cast<HopperShared<T, kN, kPass, kCount>*>(shared_memory);
+      if (walked) fetch_chunks<T, kN, kPass, kCount>(shared, a, plan, work, thread);
+    });
   } else {
     take_registers<kWalking>();
-    walk_chunks<T, kN, kPass, kSlabs>(shared, a, plan, work, which, thread);
+    with_slabs([&]<int kCount>(std::integral_constant<int, kCount>) {
+      auto& shared = *reinterpret_cast<HopperShared<T, kN, kPass, kCount>*>(shared_memory);
+      walk_chunks<T, kN, kPass, kCount>(shared, a, plan, work, which, thread);
+    });
   }
 #endif
 }
