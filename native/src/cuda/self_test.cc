@@ -51,6 +51,7 @@ class SelfTest {
         family("ssd_step", dtype, [&] { ssd_case(dtype, states, {3, 1}, ssd_step); });
         family("ssd_chunk", dtype, [&] { ssd_case(dtype, states, {70, 9}, ssd_chunk); });
       }
+      family("ssd_chunk, gated", dtype, [&] { ssd_case(dtype, DType::kF32, {70, 9}, ssd_chunk, true); });
       family("linear, few tokens", dtype, [&] { linear_case(dtype, 2); });
       family("linear, cuBLASLt", dtype, [&] { linear_case(dtype, 9); });
       family("softmax", dtype, [&] { softmax_case(dtype); });
@@ -245,7 +246,7 @@ class SelfTest {
   }
 
   void ssd_case(DType dtype, DType state_type, const std::vector<int64_t>& lengths,
-                void (*op)(const SsdArgs&, cudaStream_t)) {
+                void (*op)(const SsdArgs&, cudaStream_t), bool gated = false) {
     const int64_t H = 2, P = 64, N = 64, HP = H * P, state = H * P * N;
     const float dt_max = INFINITY;
     const Segments s = segments(lengths);
@@ -253,34 +254,21 @@ class SelfTest {
                B = numbers(dtype, s.tokens * N, 1), C = numbers(dtype, s.tokens * N, 1),
                A = numbers(DType::kF32, H, 0.5f, -0.6f), D = numbers(DType::kF32, H, 1),
                bias = numbers(DType::kF32, H, 1);
-    Data states = numbers(state_type, s.count * state, 1), out = poisoned(dtype, s.tokens * HP);
+    const Data z = numbers(dtype, s.tokens * HP, 1), weight = numbers(DType::kF32, HP, 1);
+    Data states = numbers(state_type, s.count * state, 1), out = poisoned(dtype, s.tokens * HP),
+         squares = poisoned(DType::kF32, s.tokens * ssd_chunk_squares(H, P));
     const int64_t bytes = ssd_chunk_workspace(H, P, N, 1, s);
-    op({dtype,
-        x.device,
-        HP,
-        dt.device,
-        H,
-        A.floats(),
-        B.device,
-        C.device,
-        N,
-        D.floats(),
-        bias.floats(),
-        true,
-        0,
-        dt_max,
-        s,
-        H,
-        P,
-        N,
-        1,
-        states.device,
-        state,
-        out.device,
-        HP,
-        {take(bytes), bytes},
-        state_type},
-       engine_.stream);
+    SsdArgs args = {dtype, x.device, HP, dt.device, H, A.floats(), B.device, C.device, N, D.floats(), bias.floats(),
+                    true, 0, dt_max, s, H, P, N, 1, states.device, state, out.device, HP, {take(bytes), bytes},
+                    state_type};
+    if (gated) {
+      args.z = z.device;
+      args.ld_z = HP;
+      args.norm_weight = weight.floats();
+      args.squares = squares.floats();
+      if (!ssd_chunk_gates(args)) return;
+    }
+    op(args, engine_.stream);
     for (std::size_t i = 0, row = 0; i < lengths.size(); row += static_cast<std::size_t>(lengths[i++])) {
       const std::size_t at = row * HP, bc = row * N;
       reference_.ssd_step({&x.host[at],
@@ -306,6 +294,19 @@ class SelfTest {
                            &out.host[at],
                            HP},
                           kAlone);
+    }
+    if (gated) {
+      for (int64_t i = 0; i < s.tokens * H; ++i) {
+        double sum = 0;
+        for (int64_t at = i * P; at < (i + 1) * P; ++at) {
+          const auto k = static_cast<std::size_t>(at);
+          const float v = out.host[k] * z.host[k] / (1 + std::exp(-z.host[k]));
+          sum += double{v} * v;
+          out.host[k] = v * weight.host[k % HP];
+        }
+        squares.host[static_cast<std::size_t>(i)] = static_cast<float>(sum);
+      }
+      expect(squares);
     }
     expect(out);
     expect(states);
