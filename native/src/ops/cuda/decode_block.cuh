@@ -20,8 +20,9 @@ class DecodeStep {
  public:
   __device__ DecodeStep(const DecodeStepArgs& args, const Exchange& exchange, const SharedLayout& shape,
                         const Ring& weights, char* shared)
-      : a(args), e(exchange), l(shape), ring(weights), base(shared), channels(args.d_inner),
-        smalls(small_size(args)), outputs(args.d_model), per_model(1.0f / static_cast<float>(args.d_model)),
+      : a(args), e(exchange), l(shape), ring(weights), base(shared), channels(args.d_inner, share_unit(kMamba2)),
+        smalls(small_size(args)), outputs(args.d_model, share_unit(kMamba2)),
+        per_model(1.0f / static_cast<float>(args.d_model)),
         per_group(static_cast<float>(kMamba2 ? args.n_groups : 1) / static_cast<float>(args.d_inner)),
         model_slice(slice_of_warp(args.d_model, 1)),
         inner_slice(slice_of_warp(args.d_inner, kMamba2 ? args.n_groups : 1)) {
@@ -110,6 +111,7 @@ class DecodeStep {
  private:
   // The matrix products of a layer, and the head. A block's rows of x and z are those of its own channels.
   static constexpr int kX = kMamba2 ? 1 : 0, kSmall = kMamba2 ? 0 : 1, kZ = 2, kOut = 3, kHead = 4;
+  static constexpr int kPackets = packets_of_two(kMamba2, sizeof(W) == 4);  // of two numbers handed on
 
   __device__ int tokens() const { return kTokens == 1 ? 1 : a.tokens; }
   __device__ int shift() const { return kTokens == 1 ? 0 : tokens_shift(a.tokens); }
@@ -208,6 +210,9 @@ class DecodeStep {
     float bias, past[kMaxConv - 1], weight[kMaxConv], conv_bias;
   };
 
+  // Element k of a vector, by a whole warp; lanes that are `distance` apart have neighbours.
+  __device__ void hand_on(Packet* vector, int k, float v, int distance, bool own, int layer) const;
+
   // The channel of the convolution that a row of the product feeds, or -1.
   template <int kPhase>
   __device__ int conv_channel(int row) const {
@@ -222,7 +227,7 @@ class DecodeStep {
 
   // `mine` is the row among those of this block, `row` that among all blocks'.
   template <int kPhase>
-  __device__ void finish(int layer, int mine, int row, int t, float sum, const Operands& o);
+  __device__ float finish(int layer, int mine, int row, int t, float sum, const Operands& o);
 
   // Mamba-1: the parts of dt, B and C that come from this block's channels, to the blocks that add them up. Four lanes
   // share four sums, each with a channel of four that follow each other.

@@ -67,6 +67,11 @@ __host__ __device__ inline int part_count(const DecodeStepArgs& a, int blocks) {
   return a.d_inner < blocks ? a.d_inner : blocks;
 }
 
+// Mamba-2's blocks hand on the residual stream and y two numbers at a time, in one packet if 24 bits of each are enough.
+// In Mamba-1 that was slower.
+__host__ __device__ constexpr int packets_of_two(bool mamba2, bool wide) { return mamba2 && !wide ? 1 : 2; }
+__host__ __device__ constexpr int share_unit(bool mamba2) { return mamba2 ? 2 : 1; }
+
 // Bytes of workspace.
 inline int64_t layout(const DecodeStepArgs& a, int blocks, Exchange* e) {
   constexpr int64_t kBegin = 256;
@@ -76,10 +81,11 @@ inline int64_t layout(const DecodeStepArgs& a, int blocks, Exchange* e) {
     used += (a.tokens * elements * static_cast<int64_t>(sizeof(Packet)) + 255) / 256 * 256;
     return p;
   };
-  e->x = take(a.d_model);
+  const int of_two = packets_of_two(a.mamba2, a.dtype == DType::kF32);
+  e->x = take(a.d_model / 2 * of_two);
   e->parts = take(a.mamba2 ? 0 : int64_t{small_size(a)} * part_count(a, blocks));
   e->small = take(small_size(a));
-  e->y = take(a.d_inner);
+  e->y = take(a.d_inner / 2 * of_two);
   e->set = static_cast<int>((used - kBegin) / static_cast<int64_t>(sizeof(Packet)));
   e->begun = static_cast<unsigned*>(a.workspace);
   return used + (used - kBegin);
@@ -104,7 +110,10 @@ inline SharedLayout shared_layout(const DecodeStepArgs& a, const Device& device)
     return offset;
   };
   const int shift = tokens_shift(a.tokens), element = static_cast<int>(dtype_bytes(a.dtype, 1));
-  const auto largest_share = [&](int n) { return (n + device.multiprocessors - 1) / device.multiprocessors << shift; };
+  const int unit = share_unit(a.mamba2);
+  const auto largest_share = [&](int n) {
+    return (n / unit + device.multiprocessors - 1) / device.multiprocessors * unit << shift;
+  };
   const int groups = a.mamba2 ? a.n_groups : 1;
   const auto warp_chunks = [](int columns, int parts) {
     return (chunks_of(columns / parts) + warps_of_group(parts) - 1) / warps_of_group(parts);
@@ -135,7 +144,7 @@ inline SharedLayout shared_layout(const DecodeStepArgs& a, const Device& device)
     Tiles t{0, most, 1};
     while (t.shift < kMaxRowsShift && pitch << (t.shift + 1) <= l.stage_bytes) ++t.shift;
     // A divisor of all passes, and no more than half of the ring.
-    while (t.rows > 1 && (t.rows > l.stages / 2 << t.shift || t.rows * pitch > kTileBytes)) t.rows /= 2;
+    while (t.rows > 2 && (t.rows > l.stages / 2 << t.shift || t.rows * pitch > kTileBytes)) t.rows /= 2;
     t.ahead = std::clamp(kBytesOnTheWay / (t.rows * pitch), 1, kMaxStages / 2);
     return t;
   };

@@ -46,7 +46,9 @@ __device__ void DecodeStep<W, S, kMamba2, kTokens>::product(const DecodeLayer& w
       store_squares(squares);
     }
     block_barrier();
-    if (own) finish<kPhase>(layer, mine, row, t, total<kPhase>(sums + tid, t), operands);
+    float v = 0;
+    if (own) v = finish<kPhase>(layer, mine, row, t, total<kPhase>(sums + tid, t), operands);
+    if constexpr (kPhase == kOut) hand_on(e.x + set, t * a.d_model + row, v, 1 << shift(), own, layer);
     if (own_z) finish<kZ>(layer, mine, row, t, total<kPhase>(sums + tid, t), operands_z);
     sums_buffer ^= 1;
   }
@@ -59,9 +61,9 @@ __device__ void DecodeStep<W, S, kMamba2, kTokens>::receive_vector(const DecodeL
   constexpr bool kStream = !kInner<kPhase>;  // the residual stream
   const float* norm = kPhase == kHead ? a.norm_f : kStream ? w.norm : kMamba2 ? w.mixer_norm : nullptr;
   if (kStream && kPhase != kHead && layer == 0) return receive_embedding(norm, model_slice, squares);
-  receive<W, kTokens>((kStream ? e.x : e.y) + set, kStream ? a.d_model : a.d_inner,
-                      static_cast<unsigned>(kStream ? layer : layer + 1), norm, kNormed<kPhase> ? kScale : 1,
-                      kStream ? model_slice : inner_slice, tokens(), fragments(), stride(), squares);
+  receive<W, kPackets>((kStream ? e.x : e.y) + set, kStream ? a.d_model : a.d_inner,
+                       static_cast<unsigned>(kStream ? layer : layer + 1), norm, kNormed<kPhase> ? kScale : 1,
+                       kStream ? model_slice : inner_slice, tokens(), fragments(), stride(), squares);
 }
 
 template <typename W, typename S, bool kMamba2, int kTokens>
@@ -161,8 +163,8 @@ __device__ float DecodeStep<W, S, kMamba2, kTokens>::convolve(int layer, int c, 
 
 template <typename W, typename S, bool kMamba2, int kTokens>
 template <int kPhase>
-__device__ void DecodeStep<W, S, kMamba2, kTokens>::finish(int layer, int mine, int row, int t, float sum,
-                                                           const Operands& o) {
+__device__ float DecodeStep<W, S, kMamba2, kTokens>::finish(int layer, int mine, int row, int t, float sum,
+                                                            const Operands& o) {
   float v = sum + o.bias;
   const int i = mine << shift() | t, c = conv_channel<kPhase>(row);
   const auto tag = static_cast<unsigned>(layer) + 1;
@@ -177,8 +179,20 @@ __device__ void DecodeStep<W, S, kMamba2, kTokens>::finish(int layer, int mine, 
     publish(e.small + set + t * small_size(a) + row, v, tag);
   } else {
     v += at<float>(l.residual)[i];
-    publish(e.x + set + t * a.d_model + row, v, tag);
     at<float>(l.residual)[i] = v;
+  }
+  return v;
+}
+
+template <typename W, typename S, bool kMamba2, int kTokens>
+__device__ void DecodeStep<W, S, kMamba2, kTokens>::hand_on(Packet* vector, int k, float v, int distance, bool own,
+                                                            int layer) const {
+  const auto tag = static_cast<unsigned>(layer) + 1;
+  if constexpr (kMamba2) {
+    const float next = __shfl_down_sync(~0u, v, distance);
+    if (own && k % 2 == 0) publish<kPackets>(vector, k, v, next, tag);
+  } else if (own) {
+    publish(vector + k, v, tag);
   }
 }
 

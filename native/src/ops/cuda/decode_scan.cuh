@@ -131,9 +131,7 @@ __device__ void DecodeStep<W, S, kMamba2, kTokens>::scan(const DecodeLayer& w, i
         y = fmaf(C[n] * C_factor, h, y);
       }
       y = row_sum(y);
-      if (own && j == 0) {
-        publish(e.y + set + t * E + channel, fmaf(c.D, u, y) * silu(z), static_cast<unsigned>(layer) + 1);
-      }
+      hand_on(e.y + set, t * E + channel, fmaf(c.D, u, y) * silu(z), kLanes, own && j == 0, layer);
     }
   }
 }
@@ -188,9 +186,7 @@ __device__ void DecodeStep<W, S, kMamba2, kTokens>::ssd(const DecodeLayer& w, in
       }
       ring.release(ring_at, count, l.state.shift);
       y = row_sum(y);
-      if (own && j == 0) {
-        publish(e.y + set + t * E + channel, fmaf(h.D, x, y) * silu(z), static_cast<unsigned>(layer) + 1);
-      }
+      hand_on(e.y + set, t * E + channel, fmaf(h.D, x, y) * silu(z), kLanes, own && j == 0, layer);
     }
   }
 }

@@ -24,21 +24,66 @@ __device__ inline Packet look(const Packet* p) {
   asm volatile("ld.relaxed.gpu.global.b64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
   return v;
 }
-__device__ inline void look(const Packet* p, Packet (&v)[2]) {
-  asm volatile("ld.relaxed.gpu.global.v2.b64 {%0, %1}, [%2];" : "=l"(v[0]), "=l"(v[1]) : "l"(p) : "memory");
-}
 __device__ inline bool has_tag(Packet v, unsigned tag) { return static_cast<unsigned>(v >> 32) == tag; }
 __device__ inline float value_of(Packet v) { return __uint_as_float(static_cast<uint32_t>(v)); }
 
+// Two neighbours of a vector. Where one packet is enough, it holds the leading 24 bits of each and the last 16 of the
+// tag: put_fragment() keeps about as many for 16-bit weights.
+template <int kPackets>
+struct Pair {
+  Packet packets[kPackets];
+
+  __device__ static Pair none(unsigned tag) {  // that has not the tag
+    Pair p;
+    for (Packet& v : p.packets) v = ~packet(0, tag << (kPackets == 1 ? 16 : 0));
+    return p;
+  }
+  __device__ bool has_tag(unsigned tag) const {
+    if constexpr (kPackets == 1) return packets[0] >> 48 == (tag & 0xffff);
+    return cuda::has_tag(packets[0], tag) && cuda::has_tag(packets[kPackets - 1], tag);
+  }
+  __device__ float2 values() const {
+    if constexpr (kPackets == 2) return {value_of(packets[0]), value_of(packets[kPackets - 1])};
+    const auto low = static_cast<uint32_t>(packets[0]), high = static_cast<uint32_t>(packets[0] >> 32);
+    return {__uint_as_float(low << 8), __uint_as_float(__byte_perm(low, high, 0x5430) & ~0xffu)};
+  }
+  __device__ void look(const Packet* p) {
+    if constexpr (kPackets == 1) {
+      packets[0] = cuda::look(p);
+    } else {
+      asm volatile("ld.relaxed.gpu.global.v2.b64 {%0, %1}, [%2];"
+                   : "=l"(packets[0]), "=l"(packets[kPackets - 1])
+                   : "l"(p)
+                   : "memory");
+    }
+  }
+};
+
+// v to the nearest that has 24 bits, in the upper bits.
+__device__ inline uint32_t rounded_bits(float v) { return v == v ? __float_as_uint(v) + 0x80 : 0x7fffffff; }
+
+// Elements k and k + 1 of a vector; k is even.
+template <int kPackets>
+__device__ void publish(Packet* vector, int k, float v0, float v1, unsigned tag) {
+  if constexpr (kPackets == 1) {
+    const uint32_t a = rounded_bits(v0), b = rounded_bits(v1);
+    const Packet both = Packet{__byte_perm(b, tag, 0x5432)} << 32 | __byte_perm(a, b, 0x5321);
+    asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(vector + k / 2), "l"(both) : "memory");
+  } else {
+    publish(vector + k, v0, tag);
+    publish(vector + k + 1, v1, tag);
+  }
+}
+
 // A warp's slice of `tokens` vectors [size] that lie one after the other, times `weight` if there is one and `factor`,
 // to its fragments, which lie `stride` bytes apart. `squares` are the lane's parts of the sums of squares.
-template <typename W, int kTokens>
+template <typename W, int kPackets, int kTokens>
 __device__ void receive(const Packet* from, int size, unsigned tag, const float* weight, float factor,
                         const Slice& slice, int tokens, char* fragments, int stride, float (&squares)[kTokens]) {
-  constexpr int kBatch = 5;         // loads on their way
-  constexpr int kPart = 2 * kWarp;  // elements of a load of all lanes
+  constexpr int kBatch = 10 / kPackets;  // loads on their way
+  constexpr int kPart = 2 * kWarp;       // elements of a load of all lanes
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const Packet* begin = from + slice.begin + 2 * lane;
+  const Packet* begin = from + (slice.begin / 2 + lane) * kPackets;
   const float* weights = weight + slice.begin + 2 * lane;
   const int mine = slice.size - 2 * lane;  // elements from the lane's first on
   // The vector and the first element of a load.
@@ -56,7 +101,7 @@ __device__ void receive(const Packet* from, int size, unsigned tag, const float*
 #pragma unroll 1
   for (Place first{0, 0}; !first.ends(tokens, slice.size);) {
     float2 g[kBatch];
-    Packet v[kBatch][2];
+    Pair<kPackets> v[kBatch];
     Place at = first;
 #pragma unroll
     for (int j = 0; j < kBatch; ++j, at.next(slice.size)) {
@@ -64,20 +109,20 @@ __device__ void receive(const Packet* from, int size, unsigned tag, const float*
       g[j] = weight != nullptr && at.k < mine ? *reinterpret_cast<const float2*>(weights + at.k) : float2{1, 1};
     }
 #pragma unroll
-    for (auto& two : v) two[0] = two[1] = packet(0, tag - 1);
+    for (auto& pair : v) pair = Pair<kPackets>::none(tag);
     for (bool missing = true; __any_sync(~0u, missing);) {
       at = first;
 #pragma unroll
       for (int j = 0; j < kBatch; ++j, at.next(slice.size)) {
         if (at.ends(tokens, slice.size)) break;
-        if (at.k < mine && !(has_tag(v[j][0], tag) && has_tag(v[j][1], tag))) look(begin + at.t * size + at.k, v[j]);
+        if (at.k < mine && !v[j].has_tag(tag)) v[j].look(begin + (at.t * size + at.k) / 2 * kPackets);
       }
       at = first;
       missing = false;
 #pragma unroll
       for (int j = 0; j < kBatch; ++j, at.next(slice.size)) {
         if (at.ends(tokens, slice.size)) break;
-        missing |= at.k < mine && !(has_tag(v[j][0], tag) && has_tag(v[j][1], tag));
+        missing |= at.k < mine && !v[j].has_tag(tag);
       }
     }
     at = first;
@@ -85,7 +130,8 @@ __device__ void receive(const Packet* from, int size, unsigned tag, const float*
     for (int j = 0; j < kBatch; ++j, at.next(slice.size)) {
       if (at.ends(tokens, slice.size)) break;
       if (at.k >= mine) continue;
-      const float a = value_of(v[j][0]), b = value_of(v[j][1]), both = fmaf(a, a, b * b);
+      const auto [a, b] = v[j].values();
+      const float both = fmaf(a, a, b * b);
 #pragma unroll
       for (int t = 0; t < kTokens; ++t) squares[t] += kTokens == 1 || at.t == t ? both : 0;
       put_fragment<W>(fragments + at.t * stride, at.k + 2 * lane, a * (g[j].x * factor), b * (g[j].y * factor));

@@ -13,12 +13,13 @@ constexpr int kWarps = 8;         // that compute; others fetch, or add
 constexpr int kMaxStages = 64;    // of the ring
 constexpr int kMaxRowsShift = 4;  // log2 of the rows of a stage
 
-// The part [begin, begin + count) of n items, n * gridDim.x < 2^32, that this block works on.
+// The part [begin, begin + count) of n items, n * gridDim.x < 2^32, that this block works on, in multiples of `unit`.
 struct Share {
   int begin, count;
 
   Share() = default;
-  __device__ explicit Share(int n) : begin(bound(n, blockIdx.x)), count(bound(n, blockIdx.x + 1) - begin) {}
+  __device__ explicit Share(int n, int unit = 1)
+      : begin(bound(n / unit, blockIdx.x) * unit), count(bound(n / unit, blockIdx.x + 1) * unit - begin) {}
 
  private:
   static __device__ int bound(int n, unsigned block) {
