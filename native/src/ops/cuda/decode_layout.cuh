@@ -67,8 +67,8 @@ __host__ __device__ inline int part_count(const DecodeStepArgs& a, int blocks) {
   return a.d_inner < blocks ? a.d_inner : blocks;
 }
 
-// Mamba-2's blocks hand on the residual stream and y two numbers at a time, in one packet if 24 bits of each are enough.
-// In Mamba-1 that was slower.
+// Mamba-2's blocks hand on the residual stream and y two numbers at a time, in one packet if 24 bits of each are
+// enough. In Mamba-1 that was slower.
 __host__ __device__ constexpr int packets_of_two(bool mamba2, bool wide) { return mamba2 && !wide ? 1 : 2; }
 __host__ __device__ constexpr int share_unit(bool mamba2) { return mamba2 ? 2 : 1; }
 
