@@ -51,7 +51,8 @@ fuzz() {
 }
 
 # Compiled once, before several run at a time.
-maven --quiet test-compile -pl "$(fuzz_tests | cut -d ' ' -f 1 | sort -u | paste -sd ,)" -am || die "The fuzz tests could not be compiled; see above."
+modules=$(fuzz_tests | cut -d ' ' -f 1 | sort -u | paste -sd ,)
+maven --quiet test-compile -pl "$modules" -am || die "The fuzz tests could not be compiled; see above."
 ran=0
 while read -r module class method; do
   is_wanted "$method" || continue

@@ -49,7 +49,9 @@ int main(int argc, char** argv) {
   bool long_contexts = false;
   bool check_only = false;
   app.add_option("--models", plan.models, "shapes to run, from --list")->delimiter(',')->capture_default_str();
-  app.add_option("--dtypes", plan.dtypes, "weights: f32, f16, bf16, int8, int4; bf16/bf16: activations too")->delimiter(',')->capture_default_str();
+  app.add_option("--dtypes", plan.dtypes, "weights: f32, f16, bf16, int8, int4; bf16/bf16: activations too")
+      ->delimiter(',')
+      ->capture_default_str();
   app.add_option("--prefill", plan.prefill_lengths, "prompt lengths")->delimiter(',')->capture_default_str();
   app.add_option("--decode", plan.decode_batches, "decode batch sizes")->delimiter(',')->capture_default_str();
   app.add_option("--context", plan.contexts, "context lengths for time per token")->delimiter(',')->capture_default_str();

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "device_array.h"
+#include "ops/cuda/chain.cuh"
 #include "ops/cuda/cuda_ops.h"
 #include "support/op_test.h"
 
@@ -203,11 +204,13 @@ class CudaSsdChunk : public ::testing::Test {
     m4j::test::expect_same_bits(problem.run(&again), outputs);
     m4j::test::expect_same_bits(again, squares);
   }
-  static bool hopper() {
-    int device = 0, major = 0;
-    must(cudaGetDevice(&device));
-    must(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-    return major == 9;
+  static bool hopper() { return device_attribute(cudaDevAttrComputeCapabilityMajor) == 9; }
+
+  // Of so many sequences that there are more blocks than multiprocessors.
+  static std::vector<int64_t> many_lengths() {
+    std::vector<int64_t> lengths;
+    for (int64_t i = 0; i < 70; ++i) lengths.push_back(1 + i * 37 % 131);
+    return lengths;
   }
 
   Random random{m4j::test::run_seed()};
@@ -238,11 +241,9 @@ TEST_F(CudaSsdChunk, LongSequencesInParts) {
 
 // More blocks than multiprocessors: on Hopper some take two slabs where others take three.
 TEST_F(CudaSsdChunk, ManySequences) {
-  std::vector<int64_t> lengths;
-  for (int64_t i = 0; i < 70; ++i) lengths.push_back(1 + i * 37 % 131);
   for (DType dtype : kDTypes) {
     for (const Shape& shape : {Shape{4, 64, 128, 1}, Shape{8, 64, 40, 2}}) {
-      expect_reference(Problem::random(random, dtype, shape, lengths));
+      expect_reference(Problem::random(random, dtype, shape, many_lengths()));
       if (HasFailure()) return;
     }
   }
@@ -251,13 +252,11 @@ TEST_F(CudaSsdChunk, ManySequences) {
 // Of every kind of slab, on lengths around those of chunks, in parts, and with more blocks than multiprocessors.
 TEST_F(CudaSsdChunk, GatesItsOutputs) {
   if (!hopper()) GTEST_SKIP() << "the gate is a part of Hopper's kernel";
-  std::vector<int64_t> many;
-  for (int64_t i = 0; i < 70; ++i) many.push_back(1 + i * 37 % 131);
   for (const Shape& shape : {Shape{1, 8, 8, 1}, Shape{4, 64, 128, 1}, Shape{5, 64, 128, 1}, Shape{7, 16, 24, 1},
                              Shape{2, 128, 32, 1}, Shape{2, 32, 256, 1}, Shape{3, 72, 200, 1}, Shape{6, 64, 64, 2}}) {
     for (int64_t gap : {0, 8}) {
       for (const std::vector<int64_t>& lengths :
-           {std::vector<int64_t>{1, 64, 65, 17, 130, 2, 63}, {1700, 5, 129}, many}) {
+           {std::vector<int64_t>{1, 64, 65, 17, 130, 2, 63}, {1700, 5, 129}, many_lengths()}) {
         expect_gate(Problem::random(random, DType::kBF16, shape, lengths, {.gap = gap}));
         if (HasFailure()) return;
       }
