@@ -107,6 +107,7 @@ void scans(Bench& bench) {
                          Shape{"scan B2 D5120 L2048 N16", 2, 2048, 5120, 16, Memory::kInitial},
                          Shape{"scan B4 D5120 L2048 N16", 4, 2048, 5120, 16, Memory::kInitial},
                          Shape{"scan B1 D1536 L512 N16", 1, 512, 1536, 16, Memory::kInitial},
+                         Shape{"scan B1 D5120 L512 N16", 1, 512, 5120, 16, Memory::kInitial},
                          Shape{"scan B1 D5120 L131072 N16", 1, 131072, 5120, 16, Memory::kInitial},
                          Shape{"scan B1 D5120 L131072 N16, endless memory", 1, 131072, 5120, 16, Memory::kEndless},
                          Shape{"scan B1 D1536 L1048576 N16", 1, 1048576, 1536, 16, Memory::kInitial},

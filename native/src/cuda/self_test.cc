@@ -254,9 +254,9 @@ class SelfTest {
                B = numbers(dtype, s.tokens * N, 1), C = numbers(dtype, s.tokens * N, 1),
                A = numbers(DType::kF32, H, 0.5f, -0.6f), D = numbers(DType::kF32, H, 1),
                bias = numbers(DType::kF32, H, 1);
-    const Data z = numbers(dtype, s.tokens * HP, 1), weight = numbers(DType::kF32, HP, 1);
+    const Data z = numbers(dtype, gated ? s.tokens * HP : 0, 1), weight = numbers(DType::kF32, gated ? HP : 0, 1);
     Data states = numbers(state_type, s.count * state, 1), out = poisoned(dtype, s.tokens * HP),
-         squares = poisoned(DType::kF32, s.tokens * ssd_chunk_squares(H, P));
+         squares = poisoned(DType::kF32, gated ? s.tokens * ssd_chunk_squares(H, P) : 0);
     const int64_t bytes = ssd_chunk_workspace(H, P, N, 1, s);
     SsdArgs args = {dtype, x.device, HP, dt.device, H, A.floats(), B.device, C.device, N, D.floats(), bias.floats(),
                     true, 0, dt_max, s, H, P, N, 1, states.device, state, out.device, HP, {take(bytes), bytes},

@@ -95,8 +95,8 @@ TEST(CudaSample, RowsSharedByBlocks) {
 // Filters that end among many equal or nearly equal scores: bins are divided until few keys are left in one.
 TEST(CudaSample, CrowdedBins) {
   Random random(m4j::test::run_seed());
-  for (const int64_t V : {50280, 100003}) {
-    for (const float spread : {0.0f, 1e-6f, 1e-3f}) {
+  for (const int64_t V : {9001, 50280, 100003}) {
+    for (const float spread : {1e-3f, 1e-6f, 0.0f}) {
       if (random.left_out()) continue;
       SampleProblem problem(12, V, random);
       problem.logits = random.normal(12 * V, spread);
@@ -105,7 +105,7 @@ TEST(CudaSample, CrowdedBins) {
         m4j_sampling& s = problem.samplings[r] = m4j::test::random_sampling(0.8f, r);
         problem.recent[r].clear();
         if (r % 3 != 0) s.top_p = 0.03f + 0.08f * static_cast<float>(r);
-        if (r % 3 != 1) s.top_k = static_cast<int64_t>(r) * 3001 + 17;
+        if (r % 3 != 1) s.top_k = static_cast<int64_t>(r) * (V / 17) + 17;
       }
       expect_same(run(problem.logits, V, problem.items(), V), problem.expected(), problem);
     }

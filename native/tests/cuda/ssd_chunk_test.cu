@@ -170,10 +170,12 @@ struct Problem {
 
 class CudaSsdChunk : public ::testing::Test {
  protected:
-  void expect_reference(const Problem& problem) {
+  void expect_reference(const Problem& problem) { expect_reference(problem, tolerance(problem.dtype)); }
+
+  void expect_reference(const Problem& problem, double allowed) {
     SCOPED_TRACE(problem.text());
     const Outputs outputs = problem.run(), expected = problem.expected();
-    m4j::test::expect_close(outputs, expected, tolerance(problem.dtype));
+    m4j::test::expect_close(outputs, expected, allowed);
     // Slots of no sequence keep their bits.
     for (int64_t slot = 0; slot < problem.slot_count(); ++slot) {
       if (std::count(problem.slots.begin(), problem.slots.end(), slot) != 0) continue;
@@ -232,10 +234,25 @@ TEST_F(CudaSsdChunk, MatchesTheReference) {
 
 TEST_F(CudaSsdChunk, LongSequencesInParts) {
   for (DType dtype : kDTypes) {
-    expect_reference(Problem::random(random, dtype, {3, 64, 128, 1}, {1700}));
-    expect_reference(Problem::random(random, dtype, {2, 64, 64, 1}, {5, 700, 128, 129, 1, 1025}));
-    expect_reference(Problem::random(random, dtype, {2, 64, 256, 2}, {640, 127, 511}));
-    expect_reference(Problem::random(random, dtype, {1, 13, 33, 1}, {911, 300}));
+    const auto check = [&](const Shape& shape, const std::vector<int64_t>& lengths) {
+      if (!random.left_out()) expect_reference(Problem::random(random, dtype, shape, lengths));
+    };
+    check({1, 13, 33, 1}, {911, 300});
+    check({3, 64, 128, 1}, {1700});
+    check({2, 64, 64, 1}, {5, 700, 128, 129, 1, 1025});
+    check({2, 64, 256, 2}, {640, 127, 511});
+  }
+}
+
+// Parts of many chunks, of which heads know everything at their end, something, or next to nothing.
+TEST_F(CudaSsdChunk, PartsForgetTheirBeginning) {
+  for (DType dtype : kDTypes) {
+    Problem problem = Problem::random(random, dtype, {80, 8, 16, 2}, {20'000, 3'000});
+    for (size_t head = 0; head < problem.A.size(); ++head) {
+      problem.A[head] = -std::exp(random.uniform(1, -14, head % 8 < 4 ? -7.0f : 2.0f).front());
+    }
+    // The rounding of the decays of some hundred chunks adds up where nothing is forgotten.
+    expect_reference(problem, dtype == DType::kF32 ? 2e-4 : tolerance(dtype));
   }
 }
 
@@ -257,6 +274,7 @@ TEST_F(CudaSsdChunk, GatesItsOutputs) {
     for (int64_t gap : {0, 8}) {
       for (const std::vector<int64_t>& lengths :
            {std::vector<int64_t>{1, 64, 65, 17, 130, 2, 63}, {1700, 5, 129}, many_lengths()}) {
+        if (random.left_out()) continue;
         expect_gate(Problem::random(random, DType::kBF16, shape, lengths, {.gap = gap}));
         if (HasFailure()) return;
       }
@@ -335,7 +353,7 @@ TEST_F(CudaSsdChunk, PartsEqualTheWhole) {
     Problem problem = Problem::random(random, dtype, {3, 64, 128, 1}, {300, 77, 1, 650});
     if (dtype == DType::kBF16 && hopper()) problem = problem.gated(random);
     const Outputs whole = problem.run();
-    for (int64_t length : {1, 63, 64, 65, 200, 649}) {
+    for (int64_t length : {649, 200, 65, 64, 63, 1}) {
       if (random.left_out()) continue;
       SCOPED_TRACE("parts of " + std::to_string(length) + ", " + problem.text());
       std::vector<float> states = problem.states, out(problem.x.size());

@@ -6,8 +6,8 @@
 //
 // Where sequences and heads are too few to fill the GPU, sequences are cut into parts of `span` tokens, and two
 // launches are made: the first leaves the state that each part but the last adds, starting from nothing (the first
-// part: from the sequence's state); the second folds the states of the parts before its own into one and computes the
-// outputs.
+// part: from the sequence's state), and leaves out what the end of the part has forgotten; the second folds the states
+// of the parts before its own into one and computes the outputs.
 #pragma once
 
 #include <algorithm>
@@ -25,6 +25,8 @@ namespace m4j::cuda::ssd {
 constexpr int kChunk = 64;
 constexpr int kSlab = 64;
 constexpr int kSlabThreads = 128;
+constexpr int kMaxSlabs = 3;  // of a block
+constexpr float kForgotten = -40;  // to base 2, of a decay: 2^16 below the precision of float32
 
 // Numbers that blocks divide have 32 bits: 64-bit divisions took microseconds of a block.
 struct Plan {
@@ -211,6 +213,61 @@ struct TimeSteps {
     d.store(lane, {2 * lane < rows ? sums[0] : total, 2 * lane + 1 < rows ? sums[1] : total}, total, dt);
   }
 };
+
+// Lets a part that is not the last begin with the first chunk of which any slab's state at its end still knows. By a
+// whole block.
+template <typename T>
+__device__ void skip_forgotten(const SsdArgs& a, const Plan& plan, Work& work) {
+  constexpr int kBatch = 16;  // of chunks, from the last one back
+  __shared__ float decays[kMaxSlabs][kBatch];
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
+  const T* dt[kMaxSlabs];
+  float A[kMaxSlabs], dt_bias[kMaxSlabs], after[kMaxSlabs] = {};
+#pragma unroll
+  for (int slab = 0; slab < kMaxSlabs; ++slab) {
+    if (slab >= work.slabs) break;
+    Work other;
+    other.find(a, plan, slab);
+    dt[slab] = static_cast<const T*>(a.dt) + (other.row() + 2 * lane) * a.ld_dt + other.head;
+    A[slab] = a.A[other.head] * kLog2e;
+    dt_bias[slab] = a.dt_bias ? a.dt_bias[other.head] : 0;
+  }
+  for (int left = static_cast<int>(chunks_of(work.end - work.begin)); left > 0; left -= kBatch) {
+#pragma unroll
+    for (int slab = 0; slab < kMaxSlabs; ++slab) {
+      if (slab >= work.slabs) break;
+      for (int i = warp; i < kBatch; i += warps) {
+        float sum = 0;
+        if (i < left) {
+          const T* from = dt[slab] + static_cast<int64_t>(left - 1 - i) * kChunk * a.ld_dt;
+          sum = TimeSteps<T>::step(a, to_float(from[0]) + dt_bias[slab]) +
+                TimeSteps<T>::step(a, to_float(from[a.ld_dt]) + dt_bias[slab]);
+        }
+        sum = warp_sum(sum);
+        if (lane == 0) decays[slab][i] = sum * A[slab];
+      }
+    }
+    __syncthreads();
+    bool forgotten = lane < kBatch;  // what lies before chunk left - 1 - lane
+#pragma unroll
+    for (int slab = 0; slab < kMaxSlabs; ++slab) {
+      if (slab >= work.slabs) break;
+      float sum = lane < kBatch ? decays[slab][lane] : 0;
+      for (int offset = 1; offset < kBatch; offset *= 2) {
+        const float before = __shfl_up_sync(~0u, sum, offset);
+        if (lane >= offset) sum += before;
+      }
+      forgotten = forgotten && after[slab] + sum <= kForgotten;
+      after[slab] += __shfl_sync(~0u, sum, kBatch - 1);
+    }
+    const unsigned lanes = __ballot_sync(~0u, forgotten);
+    if (lanes != 0) {
+      work.begin += int64_t{kChunk} * max(left - __ffs(static_cast<int>(lanes)), 0);
+      return;
+    }
+    __syncthreads();
+  }
+}
 
 // The state of a slab as accumulators of a warp: h[n / 8], rows 16 warp + g and + 8.
 template <int kN>

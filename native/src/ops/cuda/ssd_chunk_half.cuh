@@ -221,6 +221,7 @@ __global__ void __launch_bounds__(kHalfSlabs * kSlabThreads, kN <= 128 ? 2 : 1)
   Work work;
   if (!work.find(a, plan, which)) return;
   if (!kOutputs && work.parts == 1) return;
+  if (!kOutputs && work.part < work.parts - 1) skip_forgotten<T>(a, plan, work);
 
   SlabState<kN> state;
   if (!begin_state<kN, kPass>(state, a, plan, work, thread)) return;

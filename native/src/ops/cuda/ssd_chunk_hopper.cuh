@@ -217,6 +217,7 @@ __device__ __forceinline__ void fetch_chunks(HopperShared<T, kN, kPass, kSlabs>&
   for (int slab = 0; slab < kSlabs; ++slab) {
     Work other;
     other.find(a, plan, slab);
+    other.begin = work.begin;
     const auto col = static_cast<int>(other.head * a.headdim + other.first_row) + pieces.col;
     x_col[slab] = other.first_row + pieces.col < a.headdim ? col : kNone;
     if (slab == warp) of_warp = other;
@@ -323,6 +324,8 @@ __device__ __forceinline__ void walk_chunks(HopperShared<T, kN, kPass, kSlabs>& 
         for (int k = 0; k < 4; ++k) y[tile][k] *= k % 2 == 0 ? decay.x : decay.y;
       }
       barrier_wait(M_ready, stage);
+      // The squares of the chunk before have been read. M_ready says so already, but not to racecheck.
+      if constexpr (kGated) meet<kSlabThreads>(2 + which);
       const uint64_t m = tile_descriptor(uniform(shared_address(shared.M[which])));
       pin(y);
       products_begin();
@@ -371,6 +374,7 @@ __global__ void __launch_bounds__(kHopperThreads<kSlabs>, 1)
   Work work;
   if (!work.find(a, plan, which)) return;
   if (kPass == Pass::kStates && work.parts == 1) return;
+  if (kPass == Pass::kStates && work.part < work.parts - 1) skip_forgotten<T>(a, plan, work);
   if (which > work.slabs) return;  // groups with slabs, and one that fetches
   const auto with_slabs = [&](auto&& body) {
     if constexpr (kSlabs == 3) {
