@@ -68,33 +68,32 @@ class DecodeStep {
   // The warp that adds, in Mamba-1: the sums of x_proj of which this block receives the parts.
   __device__ void add();
 
-  // The warps that multiply.
+  // The warps that multiply. Products of all kinds share their code, so that more of it stays in the caches.
   __device__ void run() {
 #pragma unroll 1
-    for (int layer = 0; layer < a.n_layer; ++layer) {
+    for (int layer = 0; layer < a.n_layer + static_cast<int>(a.logits != nullptr); ++layer) {
       const LayerWeights w = weights(layer);
-      const bool read = is_read(layer);
-      if constexpr (kMamba2) {
-        product<kSmall>(w, layer, read);
-        product<kX>(w, layer, read);
-      } else {
-        // Parts of B, C, dt, their sums, and those on their way to all blocks while z is multiplied.
-        product<kX>(w, layer, read);
-        multiply_small(layer);
-        if (kTokens == 1) load_early(w, layer);
-        if (read) product<kZ>(w, layer, read);
-        if (kTokens > 1) load_early(w, layer);  // there are no registers for it before
-      }
-      if (channels.count > 0) {
-        if constexpr (kMamba2) {
-          ssd(w, layer, read);
-        } else {
-          scan(w, layer, read);
+      const bool last = layer == a.n_layer, read = is_read(layer);
+#pragma unroll 1
+      for (int phase = last ? kHead : 0; phase <= (last ? kHead : kOut); ++phase) {
+        if (!read && (phase == kZ || phase == kOut)) continue;
+        if (kMamba2 && phase == kZ) continue;  // multiplied with x
+        if (!kMamba2 && phase == kSmall) {
+          // Parts of B, C, dt, their sums, and those on their way to all blocks while z is multiplied.
+          multiply_small(layer);
+          if (kTokens == 1) load_early(w, layer);
+        } else if (phase != kDt) {
+          product(phase, w, layer, read);
+        } else if (channels.count > 0) {
+          if constexpr (kMamba2) {
+            ssd(w, layer, read);
+          } else {
+            if (kTokens > 1) load_early(w, layer);  // there are no registers for it before
+            scan(w, layer, read);
+          }
         }
       }
-      if (read) product<kOut>(w, layer, read);
     }
-    if (a.logits != nullptr) product<kHead>(weights(0), a.n_layer, true);
   }
 
   // The warps that make of sums what others wait for: what that needs besides they load in time, while the sums are
@@ -198,40 +197,36 @@ class DecodeStep {
   static constexpr float kScale = std::is_same_v<W, __half> ? 0x1p-6f : 1;
 
   // Whether a product reads y [E] instead of the residual stream [D], and whether what it reads is normed.
-  template <int kPhase>
-  static constexpr bool kInner = kPhase == kOut;
-  template <int kPhase>
-  static constexpr bool kNormed = !kInner<kPhase> || kMamba2;
+  static __device__ constexpr bool is_inner(int phase) { return phase == kOut; }
+  static __device__ constexpr bool is_normed(int phase) { return !is_inner(phase) || kMamba2; }
 
   // Rows whose sums all meet at a time. In Mamba-2, those of x take z's along.
-  template <int kPhase>
-  static constexpr bool kWithZ = kMamba2 && kPhase == kX;
-  template <int kPhase>
-  static constexpr int kPassRows =
-      kSums / (kTokens == 1 ? 1 : kMaxDecodeTokens) / (kTokens == 1 || kWithZ<kPhase> ? 2 : 1);
-
-  template <int kPhase>
-  __device__ Share share_of() const {
-    return kPhase == kOut ? outputs : kPhase == kSmall ? smalls : kPhase == kHead ? Share(a.vocab_size) : channels;
+  static __device__ constexpr bool with_z(int phase) { return kMamba2 && phase == kX; }
+  static __device__ constexpr int pass_rows(int phase) {
+    return kSums / (kTokens == 1 ? 1 : kMaxDecodeTokens) / (kTokens == 1 || with_z(phase) ? 2 : 1);
   }
+
+  __device__ Share share_of(int phase) const {
+    if (phase == kHead) return Share(a.vocab_size);
+    if (phase == kOut) return outputs;
+    return phase == kSmall ? Share(smalls) : Share(channels);
+  }
+  __device__ Slice slice_of(int phase) const { return is_inner(phase) ? Slice(inner_slice) : Slice(model_slice); }
 
   // Whether a product's first rows come with a vector that has not been received yet: x and z read the same one, and so
   // do B, C, dt of Mamba-2.
-  template <int kPhase>
-  __device__ bool reads_anew(int first) const {
-    return first == 0 && kPhase != kZ && !(kWithZ<kPhase> && smalls.count > 0);
+  __device__ bool reads_anew(int phase, int first) const {
+    return first == 0 && phase != kZ && !(with_z(phase) && smalls.count > 0);
   }
 
   // Sums of this block's rows of one product. `read`: as is_read().
-  template <int kPhase>
-  __device__ void product(const LayerWeights& w, int layer, bool read);
+  __device__ void product(int phase, const LayerWeights& w, int layer, bool read);
 
   // Those sums handed over, stored, or kept for the scan.
   template <int kPhase>
   __device__ void finish_product(const LayerWeights& w, int layer, bool read);
 
-  template <int kPhase>
-  __device__ void receive_vector(const LayerWeights& w, int layer, float (&squares)[kTokens]);
+  __device__ void receive_vector(int phase, const LayerWeights& w, int layer, float (&squares)[kTokens]);
 
   // As receive().
   __device__ void receive_embedding(const float* norm, const Slice& slice, float (&squares)[kTokens]);

@@ -25,7 +25,7 @@ __device__ void DecodeStep<W, S, kMamba2, kTokens>::fetch() {
       if (!read && (phase == kZ || phase == kOut)) continue;
       if (!kMamba2 || phase != kX) {
         // What Mamba-1 reads between x and z, and between z and out_proj, is little.
-        const bool more = !kMamba2 && phase != kX;
+        const bool more = !kMamba2 && phase != kX && phase != kDt;
         fetch_rows(layer, phase, 0, at<Product>(l.products)[phase].count, more);
       } else {
         fetch_x_z_states(layer);
@@ -38,8 +38,8 @@ __device__ void DecodeStep<W, S, kMamba2, kTokens>::fetch() {
 template <typename W, typename S, bool kMamba2, int kTokens>
 __device__ void DecodeStep<W, S, kMamba2, kTokens>::fetch_x_z_states(int layer) {
 #pragma unroll 1
-  for (int first = 0; first < channels.count; first += kPassRows<kX>) {
-    const int count = min(kPassRows<kX>, channels.count - first);
+  for (int first = 0; first < channels.count; first += pass_rows(kX)) {
+    const int count = min(pass_rows(kX), channels.count - first);
     fetch_rows(layer, kX, first, count);
     if (is_read(layer)) fetch_rows(layer, kZ, first, count);
   }

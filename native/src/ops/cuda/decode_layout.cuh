@@ -160,6 +160,7 @@ inline SharedLayout shared_layout(const DecodeStepArgs& a, const Device& device)
   } else {
     l.x_proj = tiles(x_proj, kMaxColumns);
     l.dt_proj = tiles(dt_proj, kScanChannels);
+    l.dt_proj.ahead = l.model.ahead;
   }
   return l;
 }

@@ -6,27 +6,26 @@
 namespace m4j::cuda {
 
 template <typename W, typename S, bool kMamba2, int kTokens>
-template <int kPhase>
-__device__ void DecodeStep<W, S, kMamba2, kTokens>::product(const LayerWeights& w, int layer, bool read) {
-  const Share share = share_of<kPhase>();
-  const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const Slice& slice = kInner<kPhase> ? inner_slice : model_slice;
-  const Tiles& tiles = kInner<kPhase> ? l.inner : l.model;
-  const int row_bytes = (kInner<kPhase> ? a.d_inner : a.d_model) * static_cast<int>(sizeof(W));
-  constexpr int kRows = kPassRows<kPhase>;
+__device__ void DecodeStep<W, S, kMamba2, kTokens>::product(int phase, const LayerWeights& w, int layer, bool read) {
+  const Share share = share_of(phase);
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, pass = pass_rows(phase);
+  const bool inner = is_inner(phase);
+  const Slice slice = slice_of(phase);
+  const int shift_of_tiles = inner ? l.inner.shift : l.model.shift, tile = inner ? l.inner.rows : l.model.rows;
+  const int row_bytes = (inner ? a.d_inner : a.d_model) * static_cast<int>(sizeof(W));
 #pragma unroll 1
-  for (int first = 0; first < share.count; first += kRows) {
-    const int count = min(kRows, share.count - first);
+  for (int first = 0; first < share.count; first += pass) {
+    const int count = min(pass, share.count - first);
     float squares[kTokens] = {};
-    const bool anew = reads_anew<kPhase>(first);
-    if (anew) receive_vector<kPhase>(w, layer, squares);
-    float* sums = at<float>(l.sums) + sums_buffer * kWarps * kSums;
+    const bool anew = reads_anew(phase, first);
+    if (anew) receive_vector(phase, w, layer, squares);
+    float* sums = at<float>(l.sums) + sums_buffer * kWarps * kSums + warp * kSums;
 #pragma unroll 1
-    for (int part = 0; part <= static_cast<int>(kWithZ<kPhase> && read); ++part) {
+    for (int part = 0; part <= static_cast<int>(with_z(phase) && read); ++part) {
       multiply<W, (kTokens + 1) / 2>(ring, ring_at, slice, fragments(), stride(), tokens(), shift(), count, row_bytes,
-                                     tiles.shift, tiles.rows, sums + warp * kSums + (part * kRows << shift()));
+                                     shift_of_tiles, tile, sums + (part * pass << shift()));
     }
-    if (kNormed<kPhase> && anew) {
+    if (is_normed(phase) && anew) {
       buffer ^= 1;
       store_squares(squares);
     }
@@ -38,10 +37,11 @@ __device__ void DecodeStep<W, S, kMamba2, kTokens>::product(const LayerWeights& 
 template <typename W, typename S, bool kMamba2, int kTokens>
 template <int kPhase>
 __device__ void DecodeStep<W, S, kMamba2, kTokens>::finish_product(const LayerWeights& w, int layer, bool read) {
-  const Share share = share_of<kPhase>();
-  constexpr int kRows = kPassRows<kPhase>;
+  const Share share = share_of(kPhase);
+  constexpr int kRows = pass_rows(kPhase);
+  constexpr bool kWithZ = with_z(kPhase);
   // Sums of a thread; with those of x come those of z.
-  constexpr int kItems = kRows * (kWithZ<kPhase> ? 2 : 1) * (kTokens == 1 ? 1 : kMaxDecodeTokens) / kFinishers;
+  constexpr int kItems = kRows * (kWithZ ? 2 : 1) * (kTokens == 1 ? 1 : kMaxDecodeTokens) / kFinishers;
   static_assert(kItems > 0);
   const int t = finisher() & ((1 << shift()) - 1);
 #pragma unroll 1
@@ -54,13 +54,13 @@ __device__ void DecodeStep<W, S, kMamba2, kTokens>::finish_product(const LayerWe
     for (int k = 0; k < kItems; ++k) {
       const int i = (finisher() + k * kFinishers) >> shift();
       own[k] = i < count && t < tokens();
-      own_z[k] = kWithZ<kPhase> && read && i >= kRows && i < kRows + count && t < tokens();
+      own_z[k] = kWithZ && read && i >= kRows && i < kRows + count && t < tokens();
       mine[k] = first + i - (own_z[k] ? kRows : 0);
       operands[k] = {};
       if (own[k]) operands[k] = load_operands<kPhase>(w, layer, share.begin + mine[k], t);
       if (own_z[k]) operands[k] = load_operands<kZ>(w, layer, share.begin + mine[k], t);
     }
-    if (kNormed<kPhase> && reads_anew<kPhase>(first)) buffer ^= 1;
+    if (is_normed(kPhase) && reads_anew(kPhase, first)) buffer ^= 1;
     block_barrier();
     const float* sums = at<float>(l.sums) + sums_buffer * kWarps * kSums + finisher();
     float v[kItems] = {};
@@ -86,18 +86,16 @@ __device__ void DecodeStep<W, S, kMamba2, kTokens>::finish_product(const LayerWe
 }
 
 template <typename W, typename S, bool kMamba2, int kTokens>
-template <int kPhase>
-__device__ void DecodeStep<W, S, kMamba2, kTokens>::receive_vector(const LayerWeights& w, int layer,
+__device__ void DecodeStep<W, S, kMamba2, kTokens>::receive_vector(int phase, const LayerWeights& w, int layer,
                                                                    float (&squares)[kTokens]) {
-  constexpr bool kStream = !kInner<kPhase>;  // the residual stream
-  const float* norm = kPhase == kHead ? a.norm_f
-                      : kStream       ? w[&DecodeLayer::norm]
-                      : kMamba2       ? w[&DecodeLayer::mixer_norm]
-                                      : nullptr;
-  if (kStream && kPhase != kHead && layer == 0) return receive_embedding(norm, model_slice, squares);
-  receive<W, kPackets>(kStream ? e.x : e.y, kStream ? a.d_model : a.d_inner, tag_of(kStream ? layer - 1 : layer), norm,
-                       kNormed<kPhase> ? kScale : 1, kStream ? model_slice : inner_slice, tokens(), fragments(),
-                       stride(), squares);
+  const bool stream = !is_inner(phase);  // the residual stream
+  const float* norm = phase == kHead ? a.norm_f
+                      : stream       ? w[&DecodeLayer::norm]
+                      : kMamba2      ? w[&DecodeLayer::mixer_norm]
+                                     : nullptr;
+  if (layer == 0 && stream && phase != kHead) return receive_embedding(norm, model_slice, squares);
+  receive<W, kPackets>(stream ? e.x : e.y, stream ? a.d_model : a.d_inner, tag_of(stream ? layer - 1 : layer), norm,
+                       is_normed(phase) ? kScale : 1, slice_of(phase), tokens(), fragments(), stride(), squares);
 }
 
 template <typename W, typename S, bool kMamba2, int kTokens>
@@ -135,15 +133,15 @@ __device__ float DecodeStep<W, S, kMamba2, kTokens>::total(const float* sums, in
   const float* squares = at<float>(l.squares) + buffer * kWarps * kMaxDecodeTokens + t;
   const int groups = kMamba2 && kPhase == kOut ? a.n_groups : 1;
   const auto part = [&](float sum, float square) {
-    const float per = kInner<kPhase> ? per_group : per_model;
-    return kNormed<kPhase> ? sum * rsqrtf(fmaf(square, per, a.norm_eps)) * (1 / kScale) : sum;
+    const float per = is_inner(kPhase) ? per_group : per_model;
+    return is_normed(kPhase) ? sum * rsqrtf(fmaf(square, per, a.norm_eps)) * (1 / kScale) : sum;
   };
   float sum = 0, square = 0;
   if (groups == 1) {
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) {
       sum += sums[w * kSums];
-      if (kNormed<kPhase>) square += squares[w * kMaxDecodeTokens];
+      if (is_normed(kPhase)) square += squares[w * kMaxDecodeTokens];
     }
     return part(sum, square);
   }
@@ -165,7 +163,7 @@ __device__ auto DecodeStep<W, S, kMamba2, kTokens>::load_operands(const LayerWei
                                                                   int t) const -> Operands {
   Operands o{};
   if (kPhase == kOut && w.first.out_proj_bias != nullptr) o.bias = w[&DecodeLayer::out_proj_bias][row];
-  if (!kInner<kPhase> && kPhase != kHead && w.first.in_proj_bias != nullptr) {
+  if (!is_inner(kPhase) && kPhase != kHead && w.first.in_proj_bias != nullptr) {
     o.bias = w[&DecodeLayer::in_proj_bias][first_row(kPhase) + row];
   }
   const int c = conv_channel<kPhase>(row), C = conv_channels();
@@ -240,41 +238,53 @@ template <typename W, typename S, bool kMamba2, int kTokens>
 __device__ void DecodeStep<W, S, kMamba2, kTokens>::multiply_small(int layer) {
   constexpr int kColumns = 4, kGroup = kLanes * kColumns;  // sums of a lane and of a warp
   constexpr int kRounds = (kMaxRank + 2 * kMaxScanState + kWarps * kGroup - 1) / (kWarps * kGroup);
-  constexpr int kRows = kWarp / kLanes, kBatch = sizeof(W) == 2 ? 10 : 5;  // channels at a time, loads of a lane
-  static_assert(kRows == kColumns);
+  constexpr int kRows = kWarp / kLanes;                    // channels at a time
+  constexpr int kBatch = 5, kBatches = 8 / sizeof(W) / 2;  // loads of a lane, before u is there
+  static_assert(kRows == kColumns && kBatches > 0);
   if (channels.count == 0) return;
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   const int size = small_size(a), pitch = row_pitch(size * static_cast<int>(sizeof(W)));
   const int mine = lane / kLanes, column = warp * kGroup + lane % kLanes * kColumns;
   float sums[kRounds][kTokens][kColumns] = {};
+  bool meets = true;  // those who make u
 #pragma unroll 1
   for (int first = 0; first < channels.count; first += l.x_proj.rows) {
     const int count = min(l.x_proj.rows, channels.count - first);
     ring.wait(ring_at);
+#pragma unroll
+    for (int round = 0; round < kRounds; ++round) {
+      if (round > 0 && round * kWarps * kGroup >= size) break;
+      // Lanes without columns or channels of their own compute others' for nothing.
+      const int from = min(column + round * kWarps * kGroup, (size - 1) / kColumns * kColumns);
 #pragma unroll 1
-    for (int begin = 0; begin < count; begin += kRows * kBatch) {
+      for (int begin = 0; begin < count; begin += kRows * kBatch * kBatches) {
+        Packed<W, kColumns> w[kBatches][kBatch];
 #pragma unroll
-      for (int round = 0; round < kRounds; ++round) {
-        const int from = column + round * kWarps * kGroup;
-        Packed<W, kColumns> w[kBatch];
+        for (int batch = 0; batch < kBatches; ++batch) {
+          if (batch > 0 && begin + batch * kBatch * kRows >= count) break;
 #pragma unroll
-        for (int j = 0; j < kBatch; ++j) {
-          const int i = begin + mine + j * kRows;
-          if (i >= count || from >= size) continue;
-          w[j] = *reinterpret_cast<const Packed<W, kColumns>*>(ring.row(ring_at, i, pitch, l.x_proj.shift) +
-                                                               from * static_cast<int>(sizeof(W)));
+          for (int j = 0; j < kBatch; ++j) {
+            const int i = min(begin + mine + (batch * kBatch + j) * kRows, count - 1);
+            w[batch][j] = *reinterpret_cast<const Packed<W, kColumns>*>(ring.row(ring_at, i, pitch, l.x_proj.shift) +
+                                                                        from * static_cast<int>(sizeof(W)));
+          }
         }
-        if (round == 0 && first == 0 && begin == 0) block_barrier();  // u is there
+        if (meets) block_barrier();
+        meets = false;
 #pragma unroll
-        for (int j = 0; j < kBatch; ++j) {
-          const int i = begin + mine + j * kRows;
-          if (i >= count || from >= size) continue;
+        for (int batch = 0; batch < kBatches; ++batch) {
+          if (batch > 0 && begin + batch * kBatch * kRows >= count) break;
+          const int i = begin + mine + batch * kBatch * kRows;
+          const float* u = at<float>(l.u) + ((first + i) << shift());
 #pragma unroll
           for (int t = 0; t < kTokens; ++t) {
             if (t >= tokens()) break;
-            const float v = at<float>(l.u)[(first + i) << shift() | t];
 #pragma unroll
-            for (int c = 0; c < kColumns; ++c) sums[round][t][c] = fmaf(w[j][c], v, sums[round][t][c]);
+            for (int j = 0; j < kBatch; ++j) {
+              const float v = i + j * kRows < count ? u[(j * kRows) << shift() | t] : 0;
+#pragma unroll
+              for (int c = 0; c < kColumns; ++c) sums[round][t][c] = fmaf(w[batch][j][c], v, sums[round][t][c]);
+            }
           }
         }
       }
@@ -300,9 +310,7 @@ __device__ void DecodeStep<W, S, kMamba2, kTokens>::multiply_small(int layer) {
         if (mine == c) sum = v;
       }
       const int row = from + lane % kLanes * kColumns + mine;
-      if (row < size) {
-        publish(e.parts + (row * tokens() + t) * parts + part, sum, tag_of(layer));
-      }
+      if (row < size) publish(e.parts + (row * tokens() + t) * parts + part, sum, tag_of(layer));
     }
   }
 }
