@@ -284,9 +284,6 @@ class DecodeStep {
   __device__ void load_states(S (&h)[kScanStates], int t, int layer, int channel) const;
   __device__ int scan_state(int i) const { return static_cast<int>(threadIdx.x) % kScanLanes + i * kScanLanes; }
 
-  // 1 / root mean square of a part of what was received, by a whole warp: Falcon-Mamba's norm without weight.
-  __device__ float norm_factor(const float* v, int size) const;
-
   // What scan() begins with.
   __device__ void load_early(const LayerWeights& w, int layer);
 

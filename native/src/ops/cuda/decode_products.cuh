@@ -11,19 +11,21 @@ __device__ void DecodeStep<W, S, kMamba2, kTokens>::product(int phase, const Lay
   const int warp = static_cast<int>(threadIdx.x) / kWarp, pass = pass_rows(phase);
   const bool inner = is_inner(phase);
   const Slice slice = slice_of(phase);
-  const int shift_of_tiles = inner ? l.inner.shift : l.model.shift, tile = inner ? l.inner.rows : l.model.rows;
-  const int row_bytes = (inner ? a.d_inner : a.d_model) * static_cast<int>(sizeof(W));
+  const Rows rows{(inner ? a.d_inner : a.d_model) * static_cast<int>(sizeof(W)), inner ? l.inner.shift : l.model.shift,
+                  inner ? l.inner.rows : l.model.rows};
+  Operand<(kTokens + 1) / 2> from;
+  place_vectors<W>(from, fragments(), stride(), tokens());
 #pragma unroll 1
   for (int first = 0; first < share.count; first += pass) {
     const int count = min(pass, share.count - first);
     float squares[kTokens] = {};
     const bool anew = reads_anew(phase, first);
-    if (anew) receive_vector(phase, w, layer, squares);
     float* sums = at<float>(l.sums) + sums_buffer * kWarps * kSums + warp * kSums;
 #pragma unroll 1
     for (int part = 0; part <= static_cast<int>(with_z(phase) && read); ++part) {
-      multiply<W, (kTokens + 1) / 2>(ring, ring_at, slice, fragments(), stride(), tokens(), shift(), count, row_bytes,
-                                     shift_of_tiles, tile, sums + (part * pass << shift()));
+      place_rows<W>(from, ring, ring_at, slice, rows, min(rows.tile, count));
+      if (anew && part == 0) receive_vector(phase, w, layer, squares);
+      multiply<W>(ring, ring_at, from, slice, tokens(), shift(), rows, count, sums + (part * pass << shift()));
     }
     if (is_normed(phase) && anew) {
       buffer ^= 1;
