@@ -74,28 +74,29 @@ __device__ void DecodeStep<W, S, kMamba2, kTokens>::add() {
       float sums[kSumsAtOnce] = {};
 #pragma unroll 1
       for (int begin = lane; begin - lane < parts; begin += kBatch * kWarp) {
+        // Parts that there are not count as there, and as zeros.
         Packet v[kSumsAtOnce][kBatch];
 #pragma unroll
-        for (auto& row : v) {
+        for (int i = 0; i < kSumsAtOnce; ++i) {
 #pragma unroll
-          for (Packet& one : row) one = packet(0, tag - 1);
+          for (int j = 0; j < kBatch; ++j) {
+            const bool own = i < count && begin + j * kWarp < parts;
+            v[i][j] = packet(0, own ? tag - 1 : tag);
+          }
         }
         for (bool missing = true; __any_sync(~0u, missing);) {
-          missing = false;
 #pragma unroll
           for (int i = 0; i < kSumsAtOnce; ++i) {
 #pragma unroll
             for (int j = 0; j < kBatch; ++j) {
-              const int part = begin + j * kWarp;
-              if (i < count && part < parts && !has_tag(v[i][j], tag)) v[i][j] = look(from + i * parts + part);
+              if (!has_tag(v[i][j], tag)) v[i][j] = look(from + i * parts + begin + j * kWarp);
             }
           }
+          missing = false;
 #pragma unroll
-          for (int i = 0; i < kSumsAtOnce; ++i) {
+          for (const auto& row : v) {
 #pragma unroll
-            for (int j = 0; j < kBatch; ++j) {
-              missing |= i < count && begin + j * kWarp < parts && !has_tag(v[i][j], tag);
-            }
+            for (const Packet one : row) missing |= !has_tag(one, tag);
           }
         }
 #pragma unroll
