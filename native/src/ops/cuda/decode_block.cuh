@@ -14,6 +14,10 @@ namespace m4j::cuda {
 // The warps that multiply and those that finish.
 __device__ inline void block_barrier() { asm volatile("bar.sync 1, %0;" ::"n"(kThreads + kFinishers) : "memory"); }
 
+// Those that multiply leave sums of squares to those that finish.
+__device__ inline void leave_squares() { asm volatile("bar.arrive 2, %0;" ::"n"(kThreads + kFinishers) : "memory"); }
+__device__ inline void wait_for_squares() { asm volatile("bar.sync 2, %0;" ::"n"(kThreads + kFinishers) : "memory"); }
+
 // Weights of a layer. They lie as those of the first do, `offset` bytes further.
 struct LayerWeights {
   const DecodeLayer& first;
@@ -231,8 +235,8 @@ class DecodeStep {
   // As receive().
   __device__ void receive_embedding(const float* norm, const Slice& slice, float (&squares)[kTokens]);
 
-  // The warp's sums of squares: [warp, token].
-  __device__ void store_squares(const float (&squares)[kTokens]);
+  // The sums of squares of what each warp has received, [warp, token], by each finishing warp for itself.
+  __device__ void add_squares();
 
   // What the warps' slices add up to, each group of columns divided by its root mean square if they were normed.
   template <int kPhase>
@@ -316,7 +320,7 @@ class DecodeStep {
   unsigned ring_free = static_cast<unsigned>(ring.stages);  // of the warp that fetches
   Channel early_channel;  // of Mamba-1's scan
   S early_states[kScanStates];
-  int buffer = 0, sums_buffer = 0;  // of squares and sums: a warp may be a product ahead of those who still add up
+  int sums_buffer = 0;  // who multiplies may be a product ahead of those who still add up
 };
 
 }  // namespace m4j::cuda

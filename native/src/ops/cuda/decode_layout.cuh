@@ -37,7 +37,7 @@ struct Exchange {
 
 // Where things lie in shared memory, in bytes, and how the ring of weights is divided.
 struct SharedLayout {
-  int products, rows, sums, squares, u, z, residual, small, fragments, barriers, ring;
+  int products, rows, sums, parts_of_squares, squares, u, z, residual, small, fragments, barriers, ring;
   int warp_chunks;  // of fragments, for each warp
   int stages, stage_bytes;
   Tiles model, inner;  // of rows of d_model or d_inner columns
@@ -129,7 +129,8 @@ inline SharedLayout shared_layout(const DecodeStepArgs& a, const Device& device)
   l.products = take(kProducts * static_cast<int64_t>(sizeof(Product)));
   l.rows = take(a.mamba2 ? (largest_share(a.d_inner) >> shift) * 8 : 0);
   l.sums = take(2 * kWarps * kSums * 4);
-  l.squares = take(2 * kWarps * kMaxDecodeTokens * 4);
+  l.parts_of_squares = take(a.tokens * kThreads * 4);
+  l.squares = take(kFinishers / kWarp * kWarps * kMaxDecodeTokens * 4);
   l.u = take(largest_share(a.d_inner) * 4);
   l.z = take(largest_share(a.d_inner) * 4);
   l.residual = take(largest_share(a.d_model) * 4);

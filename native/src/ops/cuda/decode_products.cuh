@@ -11,25 +11,26 @@ __device__ void DecodeStep<W, S, kMamba2, kTokens>::product(int phase, const Lay
   const int warp = static_cast<int>(threadIdx.x) / kWarp, pass = pass_rows(phase);
   const bool inner = is_inner(phase);
   const Slice slice = slice_of(phase);
-  const Rows rows{(inner ? a.d_inner : a.d_model) * static_cast<int>(sizeof(W)), inner ? l.inner.shift : l.model.shift,
-                  inner ? l.inner.rows : l.model.rows};
-  Operand<(kTokens + 1) / 2> from;
-  place_vectors<W>(from, fragments(), stride(), tokens());
+  const int shift_of_tiles = inner ? l.inner.shift : l.model.shift, tile = inner ? l.inner.rows : l.model.rows;
+  const int row_bytes = (inner ? a.d_inner : a.d_model) * static_cast<int>(sizeof(W));
 #pragma unroll 1
   for (int first = 0; first < share.count; first += pass) {
     const int count = min(pass, share.count - first);
     float squares[kTokens] = {};
     const bool anew = reads_anew(phase, first);
+    if (anew) receive_vector(phase, w, layer, squares);
+    if (is_normed(phase) && anew) {
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) {
+        if (t < tokens()) at<float>(l.parts_of_squares)[t * kThreads + static_cast<int>(threadIdx.x)] = squares[t];
+      }
+      leave_squares();
+    }
     float* sums = at<float>(l.sums) + sums_buffer * kWarps * kSums + warp * kSums;
 #pragma unroll 1
     for (int part = 0; part <= static_cast<int>(with_z(phase) && read); ++part) {
-      place_rows<W>(from, ring, ring_at, slice, rows, min(rows.tile, count));
-      if (anew && part == 0) receive_vector(phase, w, layer, squares);
-      multiply<W>(ring, ring_at, from, slice, tokens(), shift(), rows, count, sums + (part * pass << shift()));
-    }
-    if (is_normed(phase) && anew) {
-      buffer ^= 1;
-      store_squares(squares);
+      multiply<W, (kTokens + 1) / 2>(ring, ring_at, slice, fragments(), stride(), tokens(), shift(), count, row_bytes,
+                                     shift_of_tiles, tile, sums + (part * pass << shift()));
     }
     block_barrier();
     sums_buffer ^= 1;
@@ -62,7 +63,7 @@ __device__ void DecodeStep<W, S, kMamba2, kTokens>::finish_product(const LayerWe
       if (own[k]) operands[k] = load_operands<kPhase>(w, layer, share.begin + mine[k], t);
       if (own_z[k]) operands[k] = load_operands<kZ>(w, layer, share.begin + mine[k], t);
     }
-    if (is_normed(kPhase) && reads_anew(kPhase, first)) buffer ^= 1;
+    if (is_normed(kPhase) && reads_anew(kPhase, first)) add_squares();
     block_barrier();
     const float* sums = at<float>(l.sums) + sums_buffer * kWarps * kSums + finisher();
     float v[kItems] = {};
@@ -119,20 +120,28 @@ __device__ void DecodeStep<W, S, kMamba2, kTokens>::receive_embedding(const floa
 }
 
 template <typename W, typename S, bool kMamba2, int kTokens>
-__device__ void DecodeStep<W, S, kMamba2, kTokens>::store_squares(const float (&squares)[kTokens]) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+__device__ void DecodeStep<W, S, kMamba2, kTokens>::add_squares() {
+  const int lane = finisher() % kWarp;
+  float* to = at<float>(l.squares) + finisher() / kWarp * kWarps * kMaxDecodeTokens;
+  wait_for_squares();
 #pragma unroll
   for (int t = 0; t < kTokens; ++t) {
     if (t >= tokens()) break;
-    const float sum = warp_sum(squares[t]);
-    if (lane == 0) at<float>(l.squares)[(buffer * kWarps + warp) * kMaxDecodeTokens + t] = sum;
+    float mine = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      const float sum = warp_sum(at<float>(l.parts_of_squares)[t * kThreads + w * kWarp + lane]);
+      if (lane == w) mine = sum;
+    }
+    if (lane < kWarps) to[lane * kMaxDecodeTokens + t] = mine;
   }
+  __syncwarp();
 }
 
 template <typename W, typename S, bool kMamba2, int kTokens>
 template <int kPhase>
 __device__ float DecodeStep<W, S, kMamba2, kTokens>::total(const float* sums, int t) const {
-  const float* squares = at<float>(l.squares) + buffer * kWarps * kMaxDecodeTokens + t;
+  const float* squares = at<float>(l.squares) + finisher() / kWarp * kWarps * kMaxDecodeTokens + t;
   const int groups = kMamba2 && kPhase == kOut ? a.n_groups : 1;
   const auto part = [&](float sum, float square) {
     const float per = is_inner(kPhase) ? per_group : per_model;
@@ -256,14 +265,15 @@ __device__ void DecodeStep<W, S, kMamba2, kTokens>::multiply_small(int layer) {
 #pragma unroll
     for (int round = 0; round < kRounds; ++round) {
       if (round > 0 && round * kWarps * kGroup >= size) break;
-      // Lanes without columns or channels of their own compute others' for nothing.
+      // Lanes without columns or channels of their own compute others' for nothing, unless their whole warp has none.
+      const bool works = (warp + round * kWarps) * kGroup < size;
       const int from = min(column + round * kWarps * kGroup, (size - 1) / kColumns * kColumns);
 #pragma unroll 1
       for (int begin = 0; begin < count; begin += kRows * kBatch * kBatches) {
         Packed<W, kColumns> w[kBatches][kBatch];
 #pragma unroll
         for (int batch = 0; batch < kBatches; ++batch) {
-          if (batch > 0 && begin + batch * kBatch * kRows >= count) break;
+          if (!works || (batch > 0 && begin + batch * kBatch * kRows >= count)) break;
 #pragma unroll
           for (int j = 0; j < kBatch; ++j) {
             const int i = min(begin + mine + (batch * kBatch + j) * kRows, count - 1);
@@ -275,7 +285,7 @@ __device__ void DecodeStep<W, S, kMamba2, kTokens>::multiply_small(int layer) {
         meets = false;
 #pragma unroll
         for (int batch = 0; batch < kBatches; ++batch) {
-          if (batch > 0 && begin + batch * kBatch * kRows >= count) break;
+          if (!works || (batch > 0 && begin + batch * kBatch * kRows >= count)) break;
           const int i = begin + mine + batch * kBatch * kRows;
           const float* u = at<float>(l.u) + ((first + i) << shift());
 #pragma unroll

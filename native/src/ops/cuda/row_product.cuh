@@ -132,42 +132,25 @@ __device__ void add_slice(const Operand<kPairs>& from, const Slice& slice, int p
   }
 }
 
-// How the rows of a matrix lie in the ring: bytes of one, and how they are divided, as in Tiles.
-struct Rows {
-  int bytes, shift, tile;
-};
-
-// Where the warp reads the vectors, which lie `stride` bytes apart in shared memory.
+// The warp's part of the products of the next `rows` rows of the ring, `tile` at a time, with vectors that lie `stride`
+// bytes apart in shared memory; sums[row << tokens_shift | token].
 template <typename W, int kPairs>
-__device__ void place_vectors(Operand<kPairs>& from, const char* fragments, int stride, int tokens) {
+__device__ void multiply(const Ring& ring, RingPosition& at, const Slice& slice, const char* fragments, int stride,
+                         int tokens, int tokens_shift, int rows, int row_bytes, int shift, int tile, float* sums) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp, r = lane / 4, c = lane % 4;
+  const int pitch = row_pitch(row_bytes), offset = slice.begin * static_cast<int>(sizeof(W)) + c * 16;
+  const int pairs = kPairs == 1 ? 1 : (tokens + 1) / 2;
+  Operand<kPairs> from;
 #pragma unroll
   for (int pair = 0; pair < kPairs; ++pair) {
     const int t = min(2 * pair + r / 4, tokens - 1);  // the columns of a vector that there is not are not looked at
     from.x[pair] = fragments + t * stride + (sizeof(W) == 2 ? r % 2 * (kFragment / 2) : 0) + c * 16 + r / 2 % 2 * 8;
   }
-}
-
-// Where it reads the next `count` rows of the ring.
-template <typename W, int kPairs>
-__device__ void place_rows(Operand<kPairs>& from, const Ring& ring, const RingPosition& at, const Slice& slice,
-                           const Rows& rows, int count) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, r = lane / 4, c = lane % 4;
-  const int pitch = row_pitch(rows.bytes), offset = slice.begin * static_cast<int>(sizeof(W)) + c * 16;
-  from.upper = ring.row(at, min(r, count - 1), pitch, rows.shift) + offset;
-  from.lower = ring.row(at, min(r + 8, count - 1), pitch, rows.shift) + offset;
-}
-
-// The warp's part of the products of the next `count` rows of the ring, a tile at a time, with the vectors;
-// sums[row << tokens_shift | token]. `from` is where the first tile and the vectors are.
-template <typename W, int kPairs>
-__device__ void multiply(const Ring& ring, RingPosition& at, Operand<kPairs>& from, const Slice& slice, int tokens,
-                         int tokens_shift, const Rows& rows, int row_count, float* sums) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, r = lane / 4, c = lane % 4;
-  const int pairs = kPairs == 1 ? 1 : (tokens + 1) / 2;
 #pragma unroll 1
-  for (int first = 0; first < row_count; first += rows.tile) {
-    const int count = min(rows.tile, row_count - first);
+  for (int first = 0; first < rows; first += tile) {
+    const int count = min(tile, rows - first);
+    from.upper = ring.row(at, min(r, count - 1), pitch, shift) + offset;
+    from.lower = ring.row(at, min(r + 8, count - 1), pitch, shift) + offset;
     float sum[2][2][kPairs][4] = {};  // of alternating pieces, so that one product need not wait for the last
     ring.wait(at);
     if (count > 8) {
@@ -175,9 +158,7 @@ __device__ void multiply(const Ring& ring, RingPosition& at, Operand<kPairs>& fr
     } else {
       add_slice<W, kPairs, false>(from, slice, pairs, sum);
     }
-    ring.release(at, count, rows.shift);
-    const int next = row_count - first - count;
-    if (next > 0) place_rows<W>(from, ring, at, slice, rows, min(rows.tile, next));
+    ring.release(at, count, shift);
 #pragma unroll
     for (int pair = 0; pair < kPairs; ++pair) {
       if (pair >= pairs) break;
