@@ -32,11 +32,12 @@ int64_t bucket(int64_t rows) {
   return (rows + step - 1) / step * step;
 }
 
-// Pinned memory of the graphs: ids, segments, logits.
+// Pinned memory of the graphs: ids, segments, logits, and whether a kernel of a whole step is done.
 struct Staging {
   int32_t* ids;
   Segment* segments;
   float* logits;
+  unsigned* done;
   int64_t bytes;
 
   Staging(char* base, int64_t rows, int64_t vocab_size) {
@@ -44,7 +45,9 @@ struct Staging {
     ids = reinterpret_cast<int32_t*>(base);
     segments = reinterpret_cast<Segment*>(base + segments_at);
     logits = reinterpret_cast<float*>(base + logits_at);
-    bytes = logits_at + align(rows * vocab_size * 4);
+    const int64_t done_at = logits_at + align(rows * vocab_size * 4);
+    done = reinterpret_cast<unsigned*>(base + done_at);
+    bytes = done_at + align(static_cast<int64_t>(sizeof(unsigned)));
   }
 };
 
@@ -92,6 +95,8 @@ bool fused_step(States& states, int64_t rows, int outputs, char* workspace, Deco
   args->states = states.slot(0);
   args->slot_stride = states.slot_stride();
   args->logits = outputs ? reinterpret_cast<float*>(workspace) : nullptr;
+  const Staging staging(states.staging.data(), states.staging_rows, m.config.vocab_size);
+  args->done = outputs ? nullptr : staging.done;
   return true;
 }
 
@@ -184,9 +189,10 @@ void decode(States& states, const m4j_advance_args& args, const int64_t* slots) 
     }
   }
   if (is_fused) decode_step_update(graph.exec, graph.first, fused);
+  *staging.done = 0;
   if (outputs & kTokens) states.choices.fill(args, rows, V);
   check(cudaGraphLaunch(graph.exec, engine.stream), "cudaGraphLaunch");
-  engine.wait();
+  is_fused && outputs == kNoOutputs ? engine.wait_for(staging.done) : engine.wait();
   if (outputs & kTokens) states.choices.hand_over(args);
   if (outputs & kLogits) std::memcpy(args.logits, staging.logits, static_cast<std::size_t>(args.n_seqs * V) * 4);
 }

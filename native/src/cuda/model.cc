@@ -242,6 +242,7 @@ bool Model::decode_step_args(int64_t tokens, DecodeStepArgs* args) const {
            .layer_conv_state = c.layer_conv_state(),
            .layer_ssm_state = c.layer_ssm_state(),
            .logits = nullptr,
+           .done = nullptr,
            .workspace = static_cast<std::size_t>(tokens) <= decode_workspaces_.size()
                             ? decode_workspaces_[static_cast<std::size_t>(tokens) - 1].data()
                             : nullptr};

@@ -100,6 +100,15 @@ class DecodeStep {
     }
   }
 
+  // By those who multiply, after run().
+  __device__ void report() const {
+    if (a.done == nullptr) return;
+    block_barrier();
+    if (threadIdx.x == 0 && atomicInc(e.done, gridDim.x - 1) == gridDim.x - 1) {
+      asm volatile("st.relaxed.sys.global.u32 [%0], 1;" ::"l"(a.done) : "memory");
+    }
+  }
+
   // The warps that make of sums what others wait for: what that needs besides they load in time, while the sums are
   // computed. They meet the others at all barriers.
   __device__ void finish() {
@@ -119,6 +128,7 @@ class DecodeStep {
       if (read) finish_product<kOut>(w, layer, read);
     }
     if (a.logits != nullptr) finish_product<kHead>(weights(0), a.n_layer, true);
+    if (a.done != nullptr) block_barrier();  // of report()
   }
 
  private:

@@ -29,10 +29,11 @@ constexpr int kMaxHandedOver = 4096;       // T E for several tokens: beyond it 
 
 // Vectors that blocks hand to each other; see exchange.cuh.
 struct Exchange {
-  Packet* x;      // [T, D] residual stream
-  Packet* parts;  // Mamba-1: [small_size, T, part_count] sums of x_proj over the channels of one block each
-  Packet* small;  // [T, small_size]
-  Packet* y;      // [T, E] gated output of the scan
+  Packet* x;       // [T, D] residual stream
+  Packet* parts;   // Mamba-1: [small_size, T, part_count] sums of x_proj over the channels of one block each
+  Packet* small;   // [T, small_size]
+  Packet* y;       // [T, E] gated output of the scan
+  unsigned* done;  // blocks that are done
 };
 
 // Where things lie in shared memory, in bytes, and how the ring of weights is divided.
@@ -84,7 +85,8 @@ __host__ __device__ constexpr int share_unit(bool mamba2) { return mamba2 ? 2 : 
 
 // Bytes of workspace.
 inline int64_t layout(const DecodeStepArgs& a, int blocks, Exchange* e) {
-  int64_t used = 0;
+  int64_t used = 256;
+  e->done = static_cast<unsigned*>(a.workspace);
   const auto take = [&](int64_t elements) {
     auto* p = reinterpret_cast<Packet*>(static_cast<char*>(a.workspace) + used);
     used += (a.tokens * elements * static_cast<int64_t>(sizeof(Packet)) + 255) / 256 * 256;

@@ -27,6 +27,7 @@ __global__ void __launch_bounds__(kBlockThreads<kMamba2>, 1)
     step.prepare();
     meet();
     step.run();
+    step.report();
   } else if (threadIdx.x < kThreads + kFinishers) {
     step.prepare();
     meet();

@@ -54,6 +54,7 @@ struct DecodeStepArgs {
   int64_t slot_stride, conv_state, layer_conv_state;  // floats
   int64_t layer_ssm_state;                            // elements
   float* logits;            // [T, V], or null: states only
+  unsigned* done;           // in page-locked memory, or null: not zero once all blocks are done
   void* workspace;          // decode_step_workspace bytes: zeros before the first step of so many tokens, then left alone
 };
 
