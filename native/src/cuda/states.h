@@ -48,7 +48,7 @@ class States {
   std::map<std::tuple<int64_t, int>, Graph> graphs;  // by rows and outputs
   static void forget(Graph& graph);
   void forget_graphs();
-  PinnedBuffer staging;  // of the graphs: ids, segments, logits
+  PinnedBuffer staging;  // of the graphs: ids, segments, logits, an end
   int64_t staging_rows = 0;
   Choices choices;
 
