@@ -87,7 +87,7 @@ void hand_out(States& states, int64_t rows, int outputs, const float* logits, fl
   if (outputs & kLogits) to_host(to, logits, rows * V * 4, stream);
 }
 
-// What the kernel of a whole step takes; false if there is none for these. Each is launched once.
+// What the kernel of a whole step takes, but ids and slots, for one launch; false if there is none for these.
 bool fused_step(States& states, int64_t rows, int outputs, char* workspace, DecodeStepArgs* args) {
   Model& m = states.model;
   if (!m.decode_step_args(rows, args)) return false;
@@ -168,7 +168,7 @@ void decode(States& states, const m4j_advance_args& args, const int64_t* slots) 
   const int64_t choices_moves = outputs & kTokens ? states.choices.moves : 0;
   States::Graph& graph = states.graphs[{rows, outputs}];
   if (graph.workspace_moves != engine.workspace_moves || graph.choices_moves != choices_moves) {
-    States::forget(graph);
+    states.forget(graph);
     capture(states, rows, outputs, workspace, &graph);
     graph.workspace_moves = engine.workspace_moves;
     graph.choices_moves = choices_moves;

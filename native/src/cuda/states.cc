@@ -21,6 +21,7 @@ States::~States() {
 }
 
 void States::forget(Graph& graph) {
+  cudaStreamSynchronize(model.engine.stream);  // a step without logits may still be ending
   // There are none after a failed capture.
   if (graph.exec != nullptr) cudaGraphExecDestroy(graph.exec);
   if (graph.graph != nullptr) cudaGraphDestroy(graph.graph);

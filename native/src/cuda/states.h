@@ -46,7 +46,7 @@ class States {
     int64_t workspace_moves = -1, choices_moves = -1;
   };
   std::map<std::tuple<int64_t, int>, Graph> graphs;  // by rows and outputs
-  static void forget(Graph& graph);
+  void forget(Graph& graph);
   void forget_graphs();
   PinnedBuffer staging;  // of the graphs: ids, segments, logits, an end
   int64_t staging_rows = 0;

@@ -2,8 +2,8 @@
 //
 // Run one by one, the some hundred kernels of a step wait for each other longer than they compute. Here one block a
 // multiprocessor stays resident and walks through the products of all layers. Blocks hand vectors to each other number
-// by number (exchange.cuh) and never all meet, while a warp of each keeps fetching the weights that come next
-// (weight_ring.cuh).
+// by number (exchange.cuh) and never all meet. The warps of a block have roles: eight multiply, two make of the sums what
+// others wait for, one keeps fetching the weights that come next (weight_ring.cuh), in Mamba-1 one adds up parts of x_proj.
 #pragma once
 
 #include "ops/cuda/cuda_ops.h"
@@ -32,9 +32,9 @@ struct DecodeLayer {
 struct DecodeStepArgs {
   DType dtype;  // of all matrices
   bool mamba2, falcon;
-  DecodeLayer layer;             // the first
-  int64_t layer_bytes;           // from the weights of a layer to those of the next
-  int64_t x_proj_bytes;          // the same, of x_proj
+  DecodeLayer layer;     // the first
+  int64_t layer_bytes;   // from the weights of a layer to those of the next
+  int64_t x_proj_bytes;  // the same, of x_proj
   int n_layer, vocab_size, d_model, d_inner, d_state, d_conv;
   int dt_rank;                     // Mamba-1; dt_proj has dt_rank_padded columns
   int dt_rank_padded;
@@ -45,10 +45,10 @@ struct DecodeStepArgs {
   const float* norm_f;
   const void* lm_head;  // [V, D]
 
-  int tokens;               // 1 ... kMaxDecodeTokens
+  int tokens;  // 1 ... kMaxDecodeTokens
   int32_t ids[kMaxDecodeTokens];
   int64_t slots[kMaxDecodeTokens];
-  unsigned first_tag;       // n_layer more than in the step before with this workspace
+  unsigned first_tag;  // n_layer more than in the step before with this workspace
   float* states;            // of slot 0: conv windows of all layers, then SSM states of all layers in state_type
   DType state_type;         // F32, BF16
   int64_t slot_stride, conv_state, layer_conv_state;  // floats
