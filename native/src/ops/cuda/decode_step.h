@@ -2,8 +2,9 @@
 //
 // Run one by one, the some hundred kernels of a step wait for each other longer than they compute. Here one block a
 // multiprocessor stays resident and walks through the products of all layers. Blocks hand vectors to each other number
-// by number (exchange.cuh) and never all meet. The warps of a block have roles: eight multiply, two make of the sums what
-// others wait for, one keeps fetching the weights that come next (weight_ring.cuh), in Mamba-1 one adds up parts of x_proj.
+// by number (exchange.cuh) and never all meet. The warps of a block have roles: eight multiply, two make of the sums
+// what others wait for, one keeps fetching the weights that come next (weight_ring.cuh), and in Mamba-1 one adds up
+// parts of x_proj.
 #pragma once
 
 #include "ops/cuda/cuda_ops.h"
@@ -55,7 +56,8 @@ struct DecodeStepArgs {
   int64_t layer_ssm_state;                            // elements
   float* logits;            // [T, V], or null: states only
   unsigned* done;           // in page-locked memory, or null: not zero once all blocks are done
-  void* workspace;          // decode_step_workspace bytes: zeros before the first step of so many tokens, then left alone
+  // decode_step_workspace bytes: zeros before the first step of so many tokens, then left alone
+  void* workspace;
 };
 
 // Whether the kernel takes a model of these sizes on the current device.
