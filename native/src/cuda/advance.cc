@@ -32,11 +32,12 @@ int64_t bucket(int64_t rows) {
   return (rows + step - 1) / step * step;
 }
 
-// Pinned memory of the graphs: ids, segments, logits.
+// Pinned memory of the graphs: ids, segments, logits, and whether a kernel of a whole step is done.
 struct Staging {
   int32_t* ids;
   Segment* segments;
   float* logits;
+  unsigned* done;
   int64_t bytes;
 
   Staging(char* base, int64_t rows, int64_t vocab_size) {
@@ -44,7 +45,9 @@ struct Staging {
     ids = reinterpret_cast<int32_t*>(base);
     segments = reinterpret_cast<Segment*>(base + segments_at);
     logits = reinterpret_cast<float*>(base + logits_at);
-    bytes = logits_at + align(rows * vocab_size * 4);
+    const int64_t done_at = logits_at + align(rows * vocab_size * 4);
+    done = reinterpret_cast<unsigned*>(base + done_at);
+    bytes = done_at + align(static_cast<int64_t>(sizeof(unsigned)));
   }
 };
 
@@ -84,19 +87,26 @@ void hand_out(States& states, int64_t rows, int outputs, const float* logits, fl
   if (outputs & kLogits) to_host(to, logits, rows * V * 4, stream);
 }
 
-// One token of each of `rows` sequences, from pinned memory and back to it: in one kernel where there are few, through
-// the composed pass otherwise.
+// What the kernel of a whole step takes, but ids and slots, for one launch; false if there is none for these.
+bool fused_step(States& states, int64_t rows, int outputs, char* workspace, DecodeStepArgs* args) {
+  Model& m = states.model;
+  if (!m.decode_step_args(rows, args)) return false;
+  args->first_tag = m.take_decode_tags(rows);
+  args->states = states.slot(0);
+  args->slot_stride = states.slot_stride();
+  args->logits = outputs ? reinterpret_cast<float*>(workspace) : nullptr;
+  const Staging staging(states.staging.data(), states.staging_rows, m.config.vocab_size);
+  args->done = outputs ? nullptr : staging.done;
+  return true;
+}
+
+// One token of each of `rows` sequences, from pinned memory and back to it: in one kernel where there are few, which is
+// told its tokens and slots at each launch, through the composed pass otherwise.
 void step(States& states, int64_t rows, int outputs, char* workspace) {
   const Model& m = states.model;
   const cudaStream_t stream = m.engine.stream;
   const Staging staging(states.staging.data(), states.staging_rows, m.config.vocab_size);
-  DecodeStepArgs fused;
-  if (m.decode_step_args(rows, &fused)) {
-    fused.ids = staging.ids;
-    fused.segments = staging.segments;
-    fused.states = states.slot(0);
-    fused.slot_stride = states.slot_stride();
-    fused.logits = outputs ? reinterpret_cast<float*>(workspace) : nullptr;
+  if (DecodeStepArgs fused; fused_step(states, rows, outputs, workspace, &fused)) {
     decode_step(fused, stream);
     hand_out(states, rows, outputs, fused.logits, staging.logits);
     return;
@@ -114,7 +124,7 @@ void step(States& states, int64_t rows, int outputs, char* workspace) {
   hand_out(states, rows, outputs, act.logits, staging.logits);
 }
 
-cudaGraphExec_t capture(States& states, int64_t rows, int outputs, char* workspace) {
+void capture(States& states, int64_t rows, int outputs, char* workspace, States::Graph* to) {
   const cudaStream_t stream = states.model.engine.stream;
   // Once outside of a capture: algorithms are chosen and kernels loaded, which must not happen inside one. Only the
   // filling slot is touched.
@@ -128,20 +138,17 @@ cudaGraphExec_t capture(States& states, int64_t rows, int outputs, char* workspa
   states.model.engine.wait();
 
   check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
-  cudaGraph_t graph = nullptr;
   try {
     step(states, rows, outputs, workspace);
   } catch (...) {
-    if (cudaStreamEndCapture(stream, &graph) != cudaSuccess) cudaGetLastError();  // or the next launch would be blamed
-    if (graph != nullptr) cudaGraphDestroy(graph);
+    // Or the next launch would be blamed.
+    if (cudaStreamEndCapture(stream, &to->graph) != cudaSuccess) cudaGetLastError();
     throw;
   }
-  check(cudaStreamEndCapture(stream, &graph), "cudaStreamEndCapture");
-  cudaGraphExec_t exec = nullptr;
-  const cudaError_t error = cudaGraphInstantiate(&exec, graph, 0);
-  cudaGraphDestroy(graph);
-  check(error, "cudaGraphInstantiate");
-  return exec;
+  check(cudaStreamEndCapture(stream, &to->graph), "cudaStreamEndCapture");
+  check(cudaGraphInstantiate(&to->exec, to->graph, 0), "cudaGraphInstantiate");
+  std::size_t count = 1;
+  check(cudaGraphGetRootNodes(to->graph, &to->first, &count), "cudaGraphGetRootNodes");
 }
 
 void decode(States& states, const m4j_advance_args& args, const int64_t* slots) {
@@ -161,21 +168,31 @@ void decode(States& states, const m4j_advance_args& args, const int64_t* slots) 
   const int64_t choices_moves = outputs & kTokens ? states.choices.moves : 0;
   States::Graph& graph = states.graphs[{rows, outputs}];
   if (graph.workspace_moves != engine.workspace_moves || graph.choices_moves != choices_moves) {
-    if (graph.exec != nullptr) cudaGraphExecDestroy(graph.exec);
-    graph = {};
-    graph.exec = capture(states, rows, outputs, workspace);
+    states.forget(graph);
+    capture(states, rows, outputs, workspace, &graph);
     graph.workspace_moves = engine.workspace_moves;
     graph.choices_moves = choices_moves;
   }
   const Staging staging(states.staging.data(), states.staging_rows, V);
+  DecodeStepArgs fused;
+  const bool is_fused = fused_step(states, rows, outputs, workspace, &fused);
   for (int64_t i = 0; i < rows; ++i) {
     const bool filling = i >= args.n_seqs;
-    staging.ids[i] = filling ? 0 : args.tokens[i];
-    staging.segments[i] = {i, 1, filling ? 0 : slots[i]};
+    const int32_t id = filling ? 0 : args.tokens[i];
+    const int64_t slot = filling ? 0 : slots[i];
+    if (is_fused) {
+      fused.ids[i] = id;
+      fused.slots[i] = slot;
+    } else {
+      staging.ids[i] = id;
+      staging.segments[i] = {i, 1, slot};
+    }
   }
+  if (is_fused) decode_step_update(graph.exec, graph.first, fused);
+  *staging.done = 0;
   if (outputs & kTokens) states.choices.fill(args, rows, V);
   check(cudaGraphLaunch(graph.exec, engine.stream), "cudaGraphLaunch");
-  engine.wait();
+  is_fused && outputs == kNoOutputs ? engine.wait_for(staging.done) : engine.wait();
   if (outputs & kTokens) states.choices.hand_over(args);
   if (outputs & kLogits) std::memcpy(args.logits, staging.logits, static_cast<std::size_t>(args.n_seqs * V) * 4);
 }

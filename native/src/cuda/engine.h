@@ -22,6 +22,9 @@ class Engine {
 
   void use() const { check(cudaSetDevice(ordinal_), "cudaSetDevice"); }
   void wait() const { check(cudaStreamSynchronize(stream), "computing on the GPU"); }
+  // Until what a kernel of the stream sets in page-locked memory is not zero any more, 2 us before wait() would return. The
+  // kernel may still be ending; what follows on the stream waits for that.
+  void wait_for(const unsigned* flag) const;
   DeviceInfo info() const;
   int ordinal() const { return ordinal_; }
 

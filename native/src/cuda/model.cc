@@ -1,6 +1,8 @@
 #include "cuda/model.h"
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cstring>
 
 #include "ops/cuda/convert.h"
@@ -118,6 +120,29 @@ Layer upload_layer(Uploader& up, const Config& c, const m4j::Layer& w) {
   return l;
 }
 
+DecodeLayer decode_layer(const Layer& l, const void* x_proj) {
+  return {l.norm,  l.in_proj.data, l.in_proj_bias, l.conv_weight, l.conv_bias,  x_proj, l.dt_proj.data,
+          l.dt_bias, l.A,          l.D,            l.mixer_norm,  l.out_proj.data, l.out_proj_bias};
+}
+
+int64_t bytes_between(const void* a, const void* b) { return static_cast<const char*>(b) - static_cast<const char*>(a); }
+
+// Whether the arrays of each layer lie as far behind those of the layer before, and are the same ones.
+bool lie_alike(const std::vector<Layer>& layers) {
+  constexpr std::size_t kPointers = sizeof(DecodeLayer) / sizeof(void*);
+  using Pointers = std::array<const char*, kPointers>;
+  const auto pointers = [](const Layer& l) { return std::bit_cast<Pointers>(decode_layer(l, nullptr)); };
+  const Pointers first = pointers(layers.front());
+  for (std::size_t i = 1; i < layers.size(); ++i) {
+    const Pointers these = pointers(layers[i]);
+    const int64_t distance = bytes_between(layers[0].norm, layers[1].norm) * static_cast<int64_t>(i);
+    for (std::size_t k = 0; k < kPointers; ++k) {
+      if (these[k] != (first[k] == nullptr ? nullptr : first[k] + distance)) return false;
+    }
+  }
+  return true;
+}
+
 }  // namespace
 
 Model::Model(Engine& engine_, const m4j::Model& host)
@@ -150,6 +175,8 @@ void Model::prepare_decode() {
       if (m.rows != 0 && m.dtype != dtype) return;
     }
   }
+  if (!lie_alike(layers)) return;
+  decode_layer_bytes_ = layers.size() == 1 ? 0 : bytes_between(layers[0].norm, layers[1].norm);
   decode_tokens_ = kMaxDecodeTokens;
   for (DecodeStepArgs args; decode_tokens_ > 0; --decode_tokens_) {
     decode_step_args(decode_tokens_, &args);
@@ -157,22 +184,16 @@ void Model::prepare_decode() {
   }
   if (decode_tokens_ == 0) return;
   const int64_t rows = layers.front().x_proj.rows, columns = layers.front().x_proj.columns;
-  const int64_t matrix_bytes = align(dtype_bytes(dtype, rows * columns));
-  decode_x_proj_ = DeviceBuffer(config.n_layer * matrix_bytes, "weights", &engine.bytes);
-  std::vector<DecodeLayer> decode;
-  for (const Layer& l : layers) {
-    char* x_proj = decode_x_proj_.data();
-    if (x_proj != nullptr) {
-      x_proj += static_cast<int64_t>(decode.size()) * matrix_bytes;
+  decode_x_proj_bytes_ = align(dtype_bytes(dtype, rows * columns));
+  decode_x_proj_ = DeviceBuffer(config.n_layer * decode_x_proj_bytes_, "weights", &engine.bytes);
+  decode_layer_ = decode_layer(layers.front(), decode_x_proj_.data());
+  if (char* x_proj = decode_x_proj_.data()) {
+    for (const Layer& l : layers) {
       const Array from{dtype, const_cast<void*>(l.x_proj.data), {1, 1, columns, rows}, {0, 0, 1, columns}};
       copy(from, {dtype, x_proj, {1, 1, columns, rows}, {0, 0, rows, 1}}, engine.stream);
+      x_proj += decode_x_proj_bytes_;
     }
-    decode.push_back({l.norm, l.in_proj.data, l.in_proj_bias, l.conv_weight, l.conv_bias, x_proj, l.dt_proj.data,
-                      l.dt_bias, l.A, l.D, l.mixer_norm, l.out_proj.data, l.out_proj_bias});
   }
-  const auto bytes = static_cast<int64_t>(decode.size() * sizeof(DecodeLayer));
-  decode_layers_ = DeviceBuffer(bytes, "weights", &engine.bytes);
-  engine.transfers.upload(decode_layers_.data(), decode.data(), bytes, engine.stream);
   for (int64_t tokens = 1; tokens <= decode_tokens_; ++tokens) {
     DecodeStepArgs args;
     decode_step_args(tokens, &args);
@@ -188,7 +209,9 @@ bool Model::decode_step_args(int64_t tokens, DecodeStepArgs* args) const {
   *args = {.dtype = dtype,
            .mamba2 = c.is_mamba2(),
            .falcon = c.family == M4J_FALCON_MAMBA,
-           .layers = reinterpret_cast<const DecodeLayer*>(decode_layers_.data()),
+           .layer = decode_layer_,
+           .layer_bytes = decode_layer_bytes_,
+           .x_proj_bytes = decode_x_proj_bytes_,
            .n_layer = i(c.n_layer),
            .vocab_size = i(c.vocab_size),
            .d_model = i(c.d_model),
@@ -208,9 +231,10 @@ bool Model::decode_step_args(int64_t tokens, DecodeStepArgs* args) const {
            .embedding = embedding.data,
            .norm_f = norm_f,
            .lm_head = lm_head.data,
-           .ids = nullptr,
-           .segments = nullptr,
            .tokens = i(tokens),
+           .ids = {},
+           .slots = {},
+           .first_tag = 0,
            .states = nullptr,
            .state_type = c.ssm_type(),
            .slot_stride = 0,
@@ -218,6 +242,7 @@ bool Model::decode_step_args(int64_t tokens, DecodeStepArgs* args) const {
            .layer_conv_state = c.layer_conv_state(),
            .layer_ssm_state = c.layer_ssm_state(),
            .logits = nullptr,
+           .done = nullptr,
            .workspace = static_cast<std::size_t>(tokens) <= decode_workspaces_.size()
                             ? decode_workspaces_[static_cast<std::size_t>(tokens) - 1].data()
                             : nullptr};

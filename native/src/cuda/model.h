@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "cuda/engine.h"
@@ -50,15 +51,23 @@ class Model {
                               : 2 * config.d_inner;
   }
   int64_t dbc_ld() const { return padded(config.dt_rank) + 2 * config.d_state; }
-  // For a step of `tokens` sequences with ids and segments still to be set; false if the kernel does not take this model.
+  // For a step of `tokens` sequences with ids, slots and tags still to be set; false if the kernel does not take this
+  // model.
   bool decode_step_args(int64_t tokens, DecodeStepArgs* args) const;
+  // The first tag of a step of `tokens` sequences that has not begun.
+  unsigned take_decode_tags(int64_t tokens) {
+    unsigned& next = decode_tags_[tokens - 1];
+    return std::exchange(next, next + static_cast<unsigned>(config.n_layer));
+  }
 
  private:
   // What the decode kernel needs of a model that it takes.
   void prepare_decode();
 
   DeviceBuffer memory_;
-  DeviceBuffer decode_layers_;                   // DecodeLayer [n_layer]; empty for quantised weights
+  DecodeLayer decode_layer_{};                   // the first; the others lie the same way behind it
+  int64_t decode_layer_bytes_ = 0, decode_x_proj_bytes_ = 0;  // from layer to layer
+  unsigned decode_tags_[kMaxDecodeTokens] = {};  // of the workspaces
   DeviceBuffer decode_x_proj_;                   // Mamba-1: transposes, [n_layer, E, dbc_ld]
   std::vector<DeviceBuffer> decode_workspaces_;  // of one token, of two, ...
   int64_t decode_tokens_ = 0;                    // what the decode kernel takes of this model at a time

@@ -20,10 +20,16 @@ States::~States() {
   forget_graphs();
 }
 
+void States::forget(Graph& graph) {
+  cudaStreamSynchronize(model.engine.stream);  // a step without logits may still be ending
+  // There are none after a failed capture.
+  if (graph.exec != nullptr) cudaGraphExecDestroy(graph.exec);
+  if (graph.graph != nullptr) cudaGraphDestroy(graph.graph);
+  graph = {};
+}
+
 void States::forget_graphs() {
-  for (const auto& [key, graph] : graphs) {
-    if (graph.exec != nullptr) cudaGraphExecDestroy(graph.exec);  // not so after a failed capture
-  }
+  for (auto& [key, graph] : graphs) forget(graph);
   graphs.clear();
 }
 

@@ -39,13 +39,16 @@ class States {
 
   // Decode steps captured so far; see advance.cc.
   struct Graph {
+    cudaGraph_t graph = nullptr;
     cudaGraphExec_t exec = nullptr;
+    cudaGraphNode_t first = nullptr;  // the kernel of the step, where it is one kernel
     // Before it was captured: a graph does not survive that memory it knows is freed.
     int64_t workspace_moves = -1, choices_moves = -1;
   };
   std::map<std::tuple<int64_t, int>, Graph> graphs;  // by rows and outputs
+  void forget(Graph& graph);
   void forget_graphs();
-  PinnedBuffer staging;  // of the graphs: ids, segments, logits
+  PinnedBuffer staging;  // of the graphs: ids, segments, logits, an end
   int64_t staging_rows = 0;
   Choices choices;
 

@@ -9,43 +9,47 @@
 
 namespace m4j::cuda {
 
-constexpr int kThreads = kWarp * kWarps;
+constexpr int kThreads = kWarp * kWarps;  // that multiply
+constexpr int kFinishers = 2 * kWarp;     // threads that make of a product's sums what others wait for
 constexpr int kMinStages = 4;  // of the ring
 constexpr int kTileBytes = 48 * 1024, kBytesOnTheWay = 80 * 1024;  // to a block, at most
 constexpr int kMaxConv = 4;    // d_conv
-constexpr int kSums = 128;     // of rows and tokens that a block adds up at a time, at most; a thread each
-constexpr int kLanes = 8;      // that share a channel of the scan, or a row of the SSD's state
+constexpr int kSums = 128;     // of rows and tokens that a block adds up at a time, at most
+constexpr int kLanes = 8;      // that share a row of the SSD's state, or columns of x_proj
 constexpr int kRowsOfWarp = kWarp / kLanes;
-constexpr int kProducts = 5;   // kinds of them
-constexpr int kMaxRank = 4 * kLanes * 8;   // padded dt_rank: four times 8 columns a lane
-constexpr int kMaxScanState = 2 * kLanes;  // d_state of the scan: two a lane
+constexpr int kScanLanes = 4;  // that share a channel of the scan
+constexpr int kScanChannels = kThreads / kScanLanes;   // at a time
+constexpr int kScanStates = 4;                         // of a lane
+constexpr int kScanRank = 2 * 8 * kScanLanes;          // columns of dt_proj that a channel's lanes take at a time
+constexpr int kMaxScanState = kScanStates * kScanLanes;
+constexpr int kMaxRank = 256;  // padded dt_rank
+constexpr int kProducts = 6;   // kinds of matrices
 constexpr int kMaxColumns = 64;            // of x_proj's transpose that arrive together
 constexpr int kMaxHandedOver = 4096;       // T E for several tokens: beyond it handing over takes longer than launches
-constexpr int kLayerWords = sizeof(DecodeLayer) / sizeof(uint64_t);
 
-// Vectors that blocks hand to each other; see exchange.cuh. There are two sets of them, which steps take in turn: no
-// packet of a step may be taken for one of the step before, so each clears what the next will use.
+// Vectors that blocks hand to each other; see exchange.cuh.
 struct Exchange {
-  Packet* x;        // [T, D] residual stream
-  Packet* parts;    // Mamba-1: [small_size, T, part_count] sums of x_proj over the channels of one block each
-  Packet* small;    // [T, small_size]
-  Packet* y;        // [T, E] gated output of the scan
-  int set;          // packets of a set: from a vector's place in the first to that in the second
-  unsigned* begun;  // blocks of the last two steps that have begun: 0 ... 2 gridDim.x - 1
+  Packet* x;       // [T, D] residual stream
+  Packet* parts;   // Mamba-1: [small_size, T, part_count] sums of x_proj over the channels of one block each
+  Packet* small;   // [T, small_size]
+  Packet* y;       // [T, E] gated output of the scan
+  unsigned* done;  // blocks that are done
 };
 
 // Where things lie in shared memory, in bytes, and how the ring of weights is divided.
 struct SharedLayout {
-  int slots, embeddings, products, rows, sums, squares, u, z, residual, small, fragments, barriers, ring;
+  int products, rows, sums, parts_of_squares, squares, u, z, residual, small, fragments, barriers, ring;
   int warp_chunks;  // of fragments, for each warp
   int stages, stage_bytes;
   Tiles model, inner;  // of rows of d_model or d_inner columns
-  Tiles x_proj, state;  // of rows of x_proj's transpose in Mamba-1, of states in Mamba-2
+  Tiles x_proj, dt_proj;  // Mamba-1: of rows of x_proj's transpose, of dt_proj
+  Tiles state;            // Mamba-2
 };
 
-// This block's part of a matrix.
+// This block's part of a matrix of each layer.
 struct Product {
-  int matrix;               // place of its pointer in a DecodeLayer, in bytes
+  const void* matrix;       // of the first
+  int64_t layer_bytes;
   int first, begin, count;  // first row of all blocks' part, then of this block's from there
   int columns;
   Tiles tiles;
@@ -56,8 +60,15 @@ __host__ __device__ inline int small_size(const DecodeStepArgs& a) {
   return a.mamba2 ? 2 * a.n_groups * a.d_state + a.n_heads : a.dt_rank_padded + 2 * a.d_state;
 }
 
+// Zeros behind dt in shared memory, so that all lanes of the scan have equally many columns.
+__host__ __device__ inline int rank_padding(const DecodeStepArgs& a) {
+  return a.mamba2 ? 0 : (a.dt_rank_padded + kScanRank - 1) / kScanRank * kScanRank - a.dt_rank_padded;
+}
+
 // Floats from token to token of it in shared memory, where it is read 16 bytes at a time.
-__host__ __device__ inline int small_stride(const DecodeStepArgs& a) { return (small_size(a) + 3) / 4 * 4; }
+__host__ __device__ inline int small_stride(const DecodeStepArgs& a) {
+  return (rank_padding(a) + small_size(a) + 3) / 4 * 4;
+}
 
 // log2 of the distance between rows where the sums of all tokens lie together.
 __host__ __device__ inline int tokens_shift(int tokens) { return tokens <= 2 ? tokens - 1 : 2; }
@@ -74,8 +85,8 @@ __host__ __device__ constexpr int share_unit(bool mamba2) { return mamba2 ? 2 : 
 
 // Bytes of workspace.
 inline int64_t layout(const DecodeStepArgs& a, int blocks, Exchange* e) {
-  constexpr int64_t kBegin = 256;
-  int64_t used = kBegin;
+  int64_t used = 256;
+  e->done = static_cast<unsigned*>(a.workspace);
   const auto take = [&](int64_t elements) {
     auto* p = reinterpret_cast<Packet*>(static_cast<char*>(a.workspace) + used);
     used += (a.tokens * elements * static_cast<int64_t>(sizeof(Packet)) + 255) / 256 * 256;
@@ -86,9 +97,7 @@ inline int64_t layout(const DecodeStepArgs& a, int blocks, Exchange* e) {
   e->parts = take(a.mamba2 ? 0 : int64_t{small_size(a)} * part_count(a, blocks));
   e->small = take(small_size(a));
   e->y = take(a.d_inner / 2 * of_two);
-  e->set = static_cast<int>((used - kBegin) / static_cast<int64_t>(sizeof(Packet)));
-  e->begun = static_cast<unsigned*>(a.workspace);
-  return used + (used - kBegin);
+  return used;
 }
 
 struct Device {
@@ -119,13 +128,11 @@ inline SharedLayout shared_layout(const DecodeStepArgs& a, const Device& device)
     return (chunks_of(columns / parts) + warps_of_group(parts) - 1) / warps_of_group(parts);
   };
   l.warp_chunks = std::max(warp_chunks(a.d_model, 1), warp_chunks(a.d_inner, groups));
-  take(int64_t{a.n_layer} * static_cast<int64_t>(sizeof(DecodeLayer)));
-  l.slots = take(kMaxDecodeTokens * 8);
-  l.embeddings = take(kMaxDecodeTokens * 8);
   l.products = take(kProducts * static_cast<int64_t>(sizeof(Product)));
   l.rows = take(a.mamba2 ? (largest_share(a.d_inner) >> shift) * 8 : 0);
   l.sums = take(2 * kWarps * kSums * 4);
-  l.squares = take(2 * kWarps * kMaxDecodeTokens * 4);
+  l.parts_of_squares = take(a.tokens * kThreads * 4);
+  l.squares = take(kFinishers / kWarp * kWarps * kMaxDecodeTokens * 4);
   l.u = take(largest_share(a.d_inner) * 4);
   l.z = take(largest_share(a.d_inner) * 4);
   l.residual = take(largest_share(a.d_model) * 4);
@@ -136,8 +143,9 @@ inline SharedLayout shared_layout(const DecodeStepArgs& a, const Device& device)
 
   const int model = row_pitch(a.d_model * element), inner = row_pitch(a.d_inner * element);
   const int x_proj = a.mamba2 ? 0 : row_pitch(small_size(a) * element);
+  const int dt_proj = a.mamba2 ? 0 : row_pitch(a.dt_rank_padded * element);
   const int state = a.mamba2 ? row_pitch(static_cast<int>(dtype_bytes(a.state_type, a.d_state))) : 0;
-  l.stage_bytes = (std::max({2 * model, inner, x_proj, state}) + 127) / 128 * 128;
+  l.stage_bytes = (std::max({2 * model, inner, x_proj, dt_proj, state}) + 127) / 128 * 128;
   l.stages = std::min(kMaxStages, (device.shared_bytes - l.ring) / l.stage_bytes);
   if (l.stages < kMinStages) l.stages = 0;
   const auto tiles = [&](int pitch, int most) {
@@ -154,6 +162,8 @@ inline SharedLayout shared_layout(const DecodeStepArgs& a, const Device& device)
     l.state = tiles(state, kWarps * kRowsOfWarp);
   } else {
     l.x_proj = tiles(x_proj, kMaxColumns);
+    l.dt_proj = tiles(dt_proj, kScanChannels);
+    l.dt_proj.ahead = l.model.ahead;
   }
   return l;
 }

@@ -6,64 +6,99 @@
 namespace m4j::cuda {
 
 template <typename W, typename S, bool kMamba2, int kTokens>
-template <int kPhase>
-__device__ void DecodeStep<W, S, kMamba2, kTokens>::product(const DecodeLayer& w, int layer) {
-  const Share share = kPhase == kOut     ? outputs
-                      : kPhase == kSmall ? smalls
-                      : kPhase == kHead  ? Share(a.vocab_size)
-                                         : channels;
-  if (share.count == 0) return;
-  const int tid = static_cast<int>(threadIdx.x), warp = tid / kWarp, t = tid & ((1 << shift()) - 1);
-  const Slice& slice = kInner<kPhase> ? inner_slice : model_slice;
-  const Tiles& tiles = kInner<kPhase> ? l.inner : l.model;
-  const int row_bytes = (kInner<kPhase> ? a.d_inner : a.d_model) * static_cast<int>(sizeof(W));
-  constexpr int kRows = kPassRows<kPhase>;
+__device__ void DecodeStep<W, S, kMamba2, kTokens>::product(int phase, const LayerWeights& w, int layer, bool read) {
+  const Share share = share_of(phase);
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, pass = pass_rows(phase);
+  const bool inner = is_inner(phase);
+  const Slice slice = slice_of(phase);
+  const int shift_of_tiles = inner ? l.inner.shift : l.model.shift, tile = inner ? l.inner.rows : l.model.rows;
+  const int row_bytes = (inner ? a.d_inner : a.d_model) * static_cast<int>(sizeof(W));
 #pragma unroll 1
-  for (int first = 0; first < share.count; first += kRows) {
-    const int count = min(kRows, share.count - first), i = tid >> shift();
-    const bool own = i < count && t < tokens();
-    const bool own_z = kWithZ<kPhase> && i >= kRows && i < kRows + count && t < tokens();
-    const int mine = first + i - (own_z ? kRows : 0), row = share.begin + mine;
-    Operands operands{}, operands_z{};
-    if (kWithZ<kPhase> && first == 0) {
-      operands = early;
-    } else if (own) {
-      operands = load_operands<kPhase>(w, layer, row, t);
-    }
-    if (own_z) operands_z = load_operands<kZ>(w, layer, row, t);
+  for (int first = 0; first < share.count; first += pass) {
+    const int count = min(pass, share.count - first);
     float squares[kTokens] = {};
-    // x and z read the same vector, and so do B, C, dt of Mamba-2.
-    const bool fresh = first == 0 && kPhase != kZ && !(kWithZ<kPhase> && smalls.count > 0);
-    if (fresh) receive_vector<kPhase>(w, layer, squares);
-    float* sums = at<float>(l.sums) + sums_buffer * kWarps * kSums;
-#pragma unroll 1
-    for (int part = 0; part <= static_cast<int>(kWithZ<kPhase>); ++part) {
-      multiply<W, (kTokens + 1) / 2>(ring, ring_at, slice, fragments(), stride(), tokens(), shift(), count, row_bytes,
-                                     tiles.shift, tiles.rows, sums + warp * kSums + (part * kRows << shift()));
+    const bool anew = reads_anew(phase, first);
+    if (anew) receive_vector(phase, w, layer, squares);
+    if (is_normed(phase) && anew) {
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) {
+        if (t < tokens()) at<float>(l.parts_of_squares)[t * kThreads + static_cast<int>(threadIdx.x)] = squares[t];
+      }
+      leave_squares();
     }
-    if (kNormed<kPhase> && fresh) {
-      buffer ^= 1;
-      store_squares(squares);
+    float* sums = at<float>(l.sums) + sums_buffer * kWarps * kSums + warp * kSums;
+#pragma unroll 1
+    for (int part = 0; part <= static_cast<int>(with_z(phase) && read); ++part) {
+      multiply<W, (kTokens + 1) / 2>(ring, ring_at, slice, fragments(), stride(), tokens(), shift(), count, row_bytes,
+                                     shift_of_tiles, tile, sums + (part * pass << shift()));
     }
     block_barrier();
-    float v = 0;
-    if (own) v = finish<kPhase>(layer, mine, row, t, total<kPhase>(sums + tid, t), operands);
-    if constexpr (kPhase == kOut) hand_on(e.x + set, t * a.d_model + row, v, 1 << shift(), own, layer);
-    if (own_z) finish<kZ>(layer, mine, row, t, total<kPhase>(sums + tid, t), operands_z);
     sums_buffer ^= 1;
   }
 }
 
 template <typename W, typename S, bool kMamba2, int kTokens>
 template <int kPhase>
-__device__ void DecodeStep<W, S, kMamba2, kTokens>::receive_vector(const DecodeLayer& w, int layer,
+__device__ void DecodeStep<W, S, kMamba2, kTokens>::finish_product(const LayerWeights& w, int layer, bool read) {
+  const Share share = share_of(kPhase);
+  constexpr int kRows = pass_rows(kPhase);
+  constexpr bool kWithZ = with_z(kPhase);
+  // Sums of a thread; with those of x come those of z.
+  constexpr int kItems = kRows * (kWithZ ? 2 : 1) * (kTokens == 1 ? 1 : kMaxDecodeTokens) / kFinishers;
+  static_assert(kItems > 0);
+  const int t = finisher() & ((1 << shift()) - 1);
+#pragma unroll 1
+  for (int first = 0; first < share.count; first += kRows) {
+    const int count = min(kRows, share.count - first);
+    Operands operands[kItems];
+    bool own[kItems], own_z[kItems];
+    int mine[kItems];
+#pragma unroll
+    for (int k = 0; k < kItems; ++k) {
+      const int i = (finisher() + k * kFinishers) >> shift();
+      own[k] = i < count && t < tokens();
+      own_z[k] = kWithZ && read && i >= kRows && i < kRows + count && t < tokens();
+      mine[k] = first + i - (own_z[k] ? kRows : 0);
+      operands[k] = {};
+      if (own[k]) operands[k] = load_operands<kPhase>(w, layer, share.begin + mine[k], t);
+      if (own_z[k]) operands[k] = load_operands<kZ>(w, layer, share.begin + mine[k], t);
+    }
+    if (is_normed(kPhase) && reads_anew(kPhase, first)) add_squares();
+    block_barrier();
+    const float* sums = at<float>(l.sums) + sums_buffer * kWarps * kSums + finisher();
+    float v[kItems] = {};
+#pragma unroll
+    for (int k = 0; k < kItems; ++k) {
+      const int row = share.begin + mine[k];
+      const float* from = sums + k * kFinishers;
+      if (own[k]) v[k] = finish<kPhase>(layer, mine[k], row, t, total<kPhase>(from, t), operands[k]);
+      if constexpr (kPhase == kOut) hand_on(e.x, t * a.d_model + row, v[k], 1 << shift(), own[k], layer);
+      if (own_z[k]) finish<kZ>(layer, mine[k], row, t, total<kPhase>(from, t), operands[k]);
+    }
+    // In Mamba-1, multiply_small() waits for u.
+    if (!kMamba2 && kPhase == kX && first + kRows >= share.count) block_barrier();
+    if constexpr (kPhase == kX || (kMamba2 && kPhase == kSmall)) {
+#pragma unroll
+      for (int k = 0; k < kItems; ++k) {
+        const int c = conv_channel<kPhase>(share.begin + mine[k]);
+        if (own[k] && c >= 0) shift_window(layer, c, t, v[k], operands[k]);
+      }
+    }
+    sums_buffer ^= 1;
+  }
+}
+
+template <typename W, typename S, bool kMamba2, int kTokens>
+__device__ void DecodeStep<W, S, kMamba2, kTokens>::receive_vector(int phase, const LayerWeights& w, int layer,
                                                                    float (&squares)[kTokens]) {
-  constexpr bool kStream = !kInner<kPhase>;  // the residual stream
-  const float* norm = kPhase == kHead ? a.norm_f : kStream ? w.norm : kMamba2 ? w.mixer_norm : nullptr;
-  if (kStream && kPhase != kHead && layer == 0) return receive_embedding(norm, model_slice, squares);
-  receive<W, kPackets>((kStream ? e.x : e.y) + set, kStream ? a.d_model : a.d_inner,
-                       static_cast<unsigned>(kStream ? layer : layer + 1), norm, kNormed<kPhase> ? kScale : 1,
-                       kStream ? model_slice : inner_slice, tokens(), fragments(), stride(), squares);
+  const bool stream = !is_inner(phase);  // the residual stream
+  const float* norm = phase == kHead ? a.norm_f
+                      : stream       ? w[&DecodeLayer::norm]
+                      : kMamba2      ? w[&DecodeLayer::mixer_norm]
+                                     : nullptr;
+  if (layer == 0 && stream && phase != kHead) return receive_embedding(norm, model_slice, squares);
+  receive<W, kPackets>(stream ? e.x : e.y, stream ? a.d_model : a.d_inner, tag_of(stream ? layer - 1 : layer), norm,
+                       is_normed(phase) ? kScale : 1, slice_of(phase), tokens(), fragments(), stride(), squares);
 }
 
 template <typename W, typename S, bool kMamba2, int kTokens>
@@ -85,31 +120,39 @@ __device__ void DecodeStep<W, S, kMamba2, kTokens>::receive_embedding(const floa
 }
 
 template <typename W, typename S, bool kMamba2, int kTokens>
-__device__ void DecodeStep<W, S, kMamba2, kTokens>::store_squares(const float (&squares)[kTokens]) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+__device__ void DecodeStep<W, S, kMamba2, kTokens>::add_squares() {
+  const int lane = finisher() % kWarp;
+  float* to = at<float>(l.squares) + finisher() / kWarp * kWarps * kMaxDecodeTokens;
+  wait_for_squares();
 #pragma unroll
   for (int t = 0; t < kTokens; ++t) {
     if (t >= tokens()) break;
-    const float sum = warp_sum(squares[t]);
-    if (lane == 0) at<float>(l.squares)[(buffer * kWarps + warp) * kMaxDecodeTokens + t] = sum;
+    float mine = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      const float sum = warp_sum(at<float>(l.parts_of_squares)[t * kThreads + w * kWarp + lane]);
+      if (lane == w) mine = sum;
+    }
+    if (lane < kWarps) to[lane * kMaxDecodeTokens + t] = mine;
   }
+  __syncwarp();
 }
 
 template <typename W, typename S, bool kMamba2, int kTokens>
 template <int kPhase>
 __device__ float DecodeStep<W, S, kMamba2, kTokens>::total(const float* sums, int t) const {
-  const float* squares = at<float>(l.squares) + buffer * kWarps * kMaxDecodeTokens + t;
+  const float* squares = at<float>(l.squares) + finisher() / kWarp * kWarps * kMaxDecodeTokens + t;
   const int groups = kMamba2 && kPhase == kOut ? a.n_groups : 1;
   const auto part = [&](float sum, float square) {
-    const float per = kInner<kPhase> ? per_group : per_model;
-    return kNormed<kPhase> ? sum * rsqrtf(fmaf(square, per, a.norm_eps)) * (1 / kScale) : sum;
+    const float per = is_inner(kPhase) ? per_group : per_model;
+    return is_normed(kPhase) ? sum * rsqrtf(fmaf(square, per, a.norm_eps)) * (1 / kScale) : sum;
   };
   float sum = 0, square = 0;
   if (groups == 1) {
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) {
       sum += sums[w * kSums];
-      if (kNormed<kPhase>) square += squares[w * kMaxDecodeTokens];
+      if (is_normed(kPhase)) square += squares[w * kMaxDecodeTokens];
     }
     return part(sum, square);
   }
@@ -127,59 +170,65 @@ __device__ float DecodeStep<W, S, kMamba2, kTokens>::total(const float* sums, in
 
 template <typename W, typename S, bool kMamba2, int kTokens>
 template <int kPhase>
-__device__ auto DecodeStep<W, S, kMamba2, kTokens>::load_operands(const DecodeLayer& w, int layer, int row, int t) const
-    -> Operands {
+__device__ auto DecodeStep<W, S, kMamba2, kTokens>::load_operands(const LayerWeights& w, int layer, int row,
+                                                                  int t) const -> Operands {
   Operands o{};
-  if (kPhase == kOut && w.out_proj_bias != nullptr) o.bias = w.out_proj_bias[row];
-  if (!kInner<kPhase> && kPhase != kHead && w.in_proj_bias != nullptr) {
-    o.bias = w.in_proj_bias[first_row(kPhase) + row];
+  if (kPhase == kOut && w.first.out_proj_bias != nullptr) o.bias = w[&DecodeLayer::out_proj_bias][row];
+  if (!is_inner(kPhase) && kPhase != kHead && w.first.in_proj_bias != nullptr) {
+    o.bias = w[&DecodeLayer::in_proj_bias][first_row(kPhase) + row];
   }
   const int c = conv_channel<kPhase>(row), C = conv_channels();
   if (c < 0) return o;
 #pragma unroll
   for (int k = 0; k < kMaxConv; ++k) {
-    if (k < a.d_conv) o.weight[k] = w.conv_weight[k * C + c];
+    if (k < a.d_conv) o.weight[k] = w[&DecodeLayer::conv_weight][k * C + c];
     if (k < a.d_conv - 1) o.past[k] = window(t, layer)[k * C + c];
   }
-  if (w.conv_bias != nullptr) o.conv_bias = w.conv_bias[c];
+  if (w.first.conv_bias != nullptr) o.conv_bias = w[&DecodeLayer::conv_bias][c];
   return o;
 }
 
 template <typename W, typename S, bool kMamba2, int kTokens>
-__device__ float DecodeStep<W, S, kMamba2, kTokens>::convolve(int layer, int c, int t, float v,
-                                                              const Operands& o) const {
-  float* past = window(t, layer);
-  const int C = conv_channels();
+__device__ float DecodeStep<W, S, kMamba2, kTokens>::convolve(float v, const Operands& o) const {
   float y = o.conv_bias;
 #pragma unroll
   for (int k = 0; k < kMaxConv; ++k) {
     if (k >= a.d_conv) break;
-    const float x = k < a.d_conv - 1 ? o.past[k < kMaxConv - 1 ? k : 0] : v;
-    y = fmaf(o.weight[k], x, y);
-    if (k > 0) past[(k - 1) * C + c] = x;
+    y = fmaf(o.weight[k], k < a.d_conv - 1 ? o.past[k < kMaxConv - 1 ? k : 0] : v, y);
   }
   return silu(y);
 }
 
 template <typename W, typename S, bool kMamba2, int kTokens>
+__device__ void DecodeStep<W, S, kMamba2, kTokens>::shift_window(int layer, int c, int t, float v,
+                                                                 const Operands& o) const {
+  float* past = window(t, layer) + c;
+  const int C = conv_channels();
+#pragma unroll
+  for (int k = 1; k < kMaxConv; ++k) {
+    if (k >= a.d_conv) break;
+    past[(k - 1) * C] = k < a.d_conv - 1 ? o.past[k < kMaxConv - 1 ? k : 0] : v;
+  }
+}
+
+// Returns what a convolution's window takes, or what out_proj hands on.
+template <typename W, typename S, bool kMamba2, int kTokens>
 template <int kPhase>
 __device__ float DecodeStep<W, S, kMamba2, kTokens>::finish(int layer, int mine, int row, int t, float sum,
                                                             const Operands& o) {
-  float v = sum + o.bias;
-  const int i = mine << shift() | t, c = conv_channel<kPhase>(row);
-  const auto tag = static_cast<unsigned>(layer) + 1;
-  if (c >= 0) v = convolve(layer, c, t, v, o);
+  const float v = sum + o.bias;
+  const int i = mine << shift() | t;
+  const float y = conv_channel<kPhase>(row) >= 0 ? convolve(v, o) : v;
   if constexpr (kPhase == kHead) {
     a.logits[static_cast<int64_t>(t) * a.vocab_size + row] = v;
   } else if constexpr (kPhase == kZ) {
-    at<float>(l.z)[i] = v;
+    at<float>(l.z)[i] = silu(v);
   } else if constexpr (kPhase == kX) {
-    at<float>(l.u)[i] = v;
+    at<float>(l.u)[i] = y;
   } else if constexpr (kPhase == kSmall) {
-    publish(e.small + set + t * small_size(a) + row, v, tag);
+    publish(e.small + t * small_size(a) + row, y, tag_of(layer));
   } else {
-    v += at<float>(l.residual)[i];
-    at<float>(l.residual)[i] = v;
+    return at<float>(l.residual)[i] += v;
   }
   return v;
 }
@@ -187,7 +236,7 @@ __device__ float DecodeStep<W, S, kMamba2, kTokens>::finish(int layer, int mine,
 template <typename W, typename S, bool kMamba2, int kTokens>
 __device__ void DecodeStep<W, S, kMamba2, kTokens>::hand_on(Packet* vector, int k, float v, int distance, bool own,
                                                             int layer) const {
-  const auto tag = static_cast<unsigned>(layer) + 1;
+  const unsigned tag = tag_of(layer);
   if constexpr (kMamba2) {
     const float next = __shfl_down_sync(~0u, v, distance);
     if (own && k % 2 == 0) publish<kPackets>(vector, k, v, next, tag);
@@ -200,35 +249,54 @@ template <typename W, typename S, bool kMamba2, int kTokens>
 __device__ void DecodeStep<W, S, kMamba2, kTokens>::multiply_small(int layer) {
   constexpr int kColumns = 4, kGroup = kLanes * kColumns;  // sums of a lane and of a warp
   constexpr int kRounds = (kMaxRank + 2 * kMaxScanState + kWarps * kGroup - 1) / (kWarps * kGroup);
-  static_assert(kWarp / kLanes == kColumns);
+  constexpr int kRows = kWarp / kLanes;                    // channels at a time
+  constexpr int kBatch = 5, kBatches = 8 / sizeof(W) / 2;  // loads of a lane, before u is there
+  static_assert(kRows == kColumns && kBatches > 0);
   if (channels.count == 0) return;
-  block_barrier();
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   const int size = small_size(a), pitch = row_pitch(size * static_cast<int>(sizeof(W)));
-  const int mine = lane / kLanes, column = warp * kGroup + lane % kLanes * kColumns, stage_rows = 1 << l.x_proj.shift;
+  const int mine = lane / kLanes, column = warp * kGroup + lane % kLanes * kColumns;
   float sums[kRounds][kTokens][kColumns] = {};
+  bool meets = true;  // those who make u
 #pragma unroll 1
   for (int first = 0; first < channels.count; first += l.x_proj.rows) {
     const int count = min(l.x_proj.rows, channels.count - first);
     ring.wait(ring_at);
 #pragma unroll
     for (int round = 0; round < kRounds; ++round) {
-      const int from = column + round * kWarps * kGroup;
-      if (from >= size) break;
+      if (round > 0 && round * kWarps * kGroup >= size) break;
+      // Lanes without columns or channels of their own compute others' for nothing, unless their whole warp has none.
+      const bool works = (warp + round * kWarps) * kGroup < size;
+      const int from = min(column + round * kWarps * kGroup, (size - 1) / kColumns * kColumns);
 #pragma unroll 1
-      for (int begin = 0; begin < count; begin += stage_rows) {
-        const char* rows = ring.row(ring_at, begin, pitch, l.x_proj.shift) + from * static_cast<int>(sizeof(W));
-        const float* u = at<float>(l.u) + ((first + begin) << shift());
-        const int end = min(stage_rows, count - begin);
-#pragma unroll 4
-        for (int i = mine; i < end; i += kWarp / kLanes) {
-          const Packed<W, kColumns> w = *reinterpret_cast<const Packed<W, kColumns>*>(rows + i * pitch);
+      for (int begin = 0; begin < count; begin += kRows * kBatch * kBatches) {
+        Packed<W, kColumns> w[kBatches][kBatch];
+#pragma unroll
+        for (int batch = 0; batch < kBatches; ++batch) {
+          if (!works || (batch > 0 && begin + batch * kBatch * kRows >= count)) break;
+#pragma unroll
+          for (int j = 0; j < kBatch; ++j) {
+            const int i = min(begin + mine + (batch * kBatch + j) * kRows, count - 1);
+            w[batch][j] = *reinterpret_cast<const Packed<W, kColumns>*>(ring.row(ring_at, i, pitch, l.x_proj.shift) +
+                                                                        from * static_cast<int>(sizeof(W)));
+          }
+        }
+        if (meets) block_barrier();
+        meets = false;
+#pragma unroll
+        for (int batch = 0; batch < kBatches; ++batch) {
+          if (!works || (batch > 0 && begin + batch * kBatch * kRows >= count)) break;
+          const int i = begin + mine + batch * kBatch * kRows;
+          const float* u = at<float>(l.u) + ((first + i) << shift());
 #pragma unroll
           for (int t = 0; t < kTokens; ++t) {
             if (t >= tokens()) break;
-            const float v = u[i << shift() | t];
 #pragma unroll
-            for (int c = 0; c < kColumns; ++c) sums[round][t][c] = fmaf(w[c], v, sums[round][t][c]);
+            for (int j = 0; j < kBatch; ++j) {
+              const float v = i + j * kRows < count ? u[(j * kRows) << shift() | t] : 0;
+#pragma unroll
+              for (int c = 0; c < kColumns; ++c) sums[round][t][c] = fmaf(w[batch][j][c], v, sums[round][t][c]);
+            }
           }
         }
       }
@@ -254,9 +322,7 @@ __device__ void DecodeStep<W, S, kMamba2, kTokens>::multiply_small(int layer) {
         if (mine == c) sum = v;
       }
       const int row = from + lane % kLanes * kColumns + mine;
-      if (row < size) {
-        publish(e.parts + set + (row * tokens() + t) * parts + part, sum, static_cast<unsigned>(layer) + 1);
-      }
+      if (row < size) publish(e.parts + (row * tokens() + t) * parts + part, sum, tag_of(layer));
     }
   }
 }

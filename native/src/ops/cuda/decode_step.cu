@@ -8,10 +8,12 @@
 namespace m4j::cuda {
 namespace {
 
-constexpr int threads_of_block(bool mamba2) { return kThreads + (mamba2 ? 1 : 2) * kWarp; }
+// Roles in this order: to multiply, to finish, to fetch, and in Mamba-1 to add.
+template <bool kMamba2>
+constexpr int kBlockThreads = kThreads + kFinishers + (kMamba2 ? 1 : 2) * kWarp;
 
 template <typename W, typename S, bool kMamba2, int kTokens>
-__global__ void __launch_bounds__(threads_of_block(kMamba2), 1)
+__global__ void __launch_bounds__(kBlockThreads<kMamba2>, 1)
     decode_step_kernel(const __grid_constant__ DecodeStepArgs args, const __grid_constant__ Exchange exchange,
                        const __grid_constant__ SharedLayout shape) {
   extern __shared__ float4 shared[];
@@ -19,31 +21,51 @@ __global__ void __launch_bounds__(threads_of_block(kMamba2), 1)
   auto* barriers = reinterpret_cast<uint64_t*>(base + shape.barriers);
   const Ring ring{base + shape.ring, barriers, reinterpret_cast<unsigned*>(barriers + kMaxStages), shape.stages,
                   shape.stage_bytes};
-  ring.init();
   DecodeStep<W, S, kMamba2, kTokens> step(args, exchange, shape, ring, base);
+  const auto meet = [] { asm volatile("bar.sync 0, %0;" ::"n"(kBlockThreads<kMamba2>) : "memory"); };
   if (threadIdx.x < kThreads) {
+    step.prepare();
+    meet();
     step.run();
-  } else if (threadIdx.x < kThreads + kWarp) {
+    step.report();
+  } else if (threadIdx.x < kThreads + kFinishers) {
+    step.prepare();
+    meet();
+    step.finish();
+  } else if (threadIdx.x < kThreads + kFinishers + kWarp) {
+    ring.init();
+    // Waits for nobody to begin.
+    asm volatile("bar.arrive 0, %0;" ::"n"(kBlockThreads<kMamba2>) : "memory");
     step.fetch();
   } else if constexpr (!kMamba2) {
+    meet();
     step.add();
   }
 }
 
-template <typename W, typename S, bool kMamba2, int kTokens>
-void launch(DecodeStepArgs a, cudaStream_t stream) {
-  const auto kernel = decode_step_kernel<W, S, kMamba2, kTokens>;
-  const Device device = Device::current();
-  SharedLayout shape = shared_layout(a, device);
-  const int bytes = shape.ring + shape.stages * shape.stage_bytes;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "decode_step");
-  Exchange exchange;
-  layout(a, device.multiprocessors, &exchange);
-  void* arguments[] = {&a, &exchange, &shape};
-  check(cudaLaunchCooperativeKernel(kernel, dim3(static_cast<unsigned>(device.multiprocessors)),
-                                    dim3(threads_of_block(kMamba2)), arguments, static_cast<std::size_t>(bytes),
-                                    stream),
-        "decode_step");
+// body(kernel, threads, bytes of shared memory, arguments)
+template <typename Body>
+void with_launch(DecodeStepArgs a, Body&& body) {
+  const auto launch = [&]<typename W, typename S, bool kMamba2, int kTokens>() {
+    const Device device = Device::current();
+    SharedLayout shape = shared_layout(a, device);
+    Exchange exchange;
+    layout(a, device.multiprocessors, &exchange);
+    void* arguments[] = {&a, &exchange, &shape};
+    body(reinterpret_cast<const void*>(decode_step_kernel<W, S, kMamba2, kTokens>),
+         dim3(static_cast<unsigned>(device.multiprocessors)), dim3(kBlockThreads<kMamba2>),
+         static_cast<unsigned>(shape.ring + shape.stages * shape.stage_bytes), arguments);
+  };
+  with_element_type(a.dtype, [&]<typename W>(W) {
+    with_state_type(a.state_type, [&]<typename S>(S) {
+      constexpr int kMost = kMaxDecodeTokens;
+      if (a.tokens == 1) {
+        a.mamba2 ? launch.template operator()<W, S, true, 1>() : launch.template operator()<W, S, false, 1>();
+      } else {
+        a.mamba2 ? launch.template operator()<W, S, true, kMost>() : launch.template operator()<W, S, false, kMost>();
+      }
+    });
+  });
 }
 
 }  // namespace
@@ -63,14 +85,22 @@ int64_t decode_step_workspace(const DecodeStepArgs& a) {
 }
 
 void decode_step(const DecodeStepArgs& a, cudaStream_t stream) {
-  with_element_type(a.dtype, [&]<typename W>(W) {
-    with_state_type(a.state_type, [&]<typename S>(S) {
-      if (a.tokens == 1) {
-        a.mamba2 ? launch<W, S, true, 1>(a, stream) : launch<W, S, false, 1>(a, stream);
-      } else {
-        a.mamba2 ? launch<W, S, true, kMaxDecodeTokens>(a, stream) : launch<W, S, false, kMaxDecodeTokens>(a, stream);
-      }
-    });
+  with_launch(a, [&](const void* kernel, dim3 blocks, dim3 threads, unsigned bytes, void** arguments) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+          "decode_step");
+    check(cudaLaunchCooperativeKernel(kernel, blocks, threads, arguments, bytes, stream), "decode_step");
+  });
+}
+
+void decode_step_update(cudaGraphExec_t exec, cudaGraphNode_t step, const DecodeStepArgs& a) {
+  with_launch(a, [&](const void* kernel, dim3 blocks, dim3 threads, unsigned bytes, void** arguments) {
+    cudaKernelNodeParams params{};
+    params.func = const_cast<void*>(kernel);
+    params.gridDim = blocks;
+    params.blockDim = threads;
+    params.sharedMemBytes = bytes;
+    params.kernelParams = arguments;
+    check(cudaGraphExecKernelNodeSetParams(exec, step, &params), "decode_step");
   });
 }
 

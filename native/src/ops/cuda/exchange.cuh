@@ -1,5 +1,6 @@
 // Vectors that the blocks of a resident kernel hand to each other. A number travels in one word of 64 bits with the tag
-// of its layer: who needs it reads until the tag is there, and nobody waits for anything else, no barrier, no fence.
+// of its step and layer: who needs it reads until the tag is there, and nobody waits for anything else, no barrier, no
+// fence. Tags count on from step to step, so that what an older one has left is never taken for this one's.
 //
 // A block may write over a vector a layer later without asking: what it computes from then on depends on numbers of
 // all blocks that come after those blocks have read the vector. This holds as long as a block reads a vector only if
@@ -33,9 +34,14 @@ template <int kPackets>
 struct Pair {
   Packet packets[kPackets];
 
-  __device__ static Pair none(unsigned tag) {  // that has not the tag
+  __device__ static Pair zeros(unsigned tag) {
     Pair p;
-    for (Packet& v : p.packets) v = ~packet(0, tag << (kPackets == 1 ? 16 : 0));
+    for (Packet& v : p.packets) v = packet(0, tag << (kPackets == 1 ? 16 : 0));
+    return p;
+  }
+  __device__ static Pair none(unsigned tag) {  // that has not the tag
+    Pair p = zeros(tag);
+    for (Packet& v : p.packets) v = ~v;
     return p;
   }
   __device__ bool has_tag(unsigned tag) const {
@@ -100,36 +106,32 @@ __device__ void receive(const Packet* from, int size, unsigned tag, const float*
   if (slice.size == 0) return;
 #pragma unroll 1
   for (Place first{0, 0}; !first.ends(tokens, slice.size);) {
+    // What is not the lane's counts as there. No branches: they would cost more than the loads they leave out.
     float2 g[kBatch];
     Pair<kPackets> v[kBatch];
+    const Packet* packets[kBatch];
+    bool own[kBatch];
     Place at = first;
 #pragma unroll
     for (int j = 0; j < kBatch; ++j, at.next(slice.size)) {
-      if (at.ends(tokens, slice.size)) break;
-      g[j] = weight != nullptr && at.k < mine ? *reinterpret_cast<const float2*>(weights + at.k) : float2{1, 1};
+      own[j] = at.k < mine && (kTokens == 1 || at.t < tokens);
+      g[j] = weight != nullptr && own[j] ? *reinterpret_cast<const float2*>(weights + at.k) : float2{1, 1};
+      v[j] = own[j] ? Pair<kPackets>::none(tag) : Pair<kPackets>::zeros(tag);
+      packets[j] = begin + (at.t * size + at.k) / 2 * kPackets;
     }
-#pragma unroll
-    for (auto& pair : v) pair = Pair<kPackets>::none(tag);
     for (bool missing = true; __any_sync(~0u, missing);) {
-      at = first;
 #pragma unroll
-      for (int j = 0; j < kBatch; ++j, at.next(slice.size)) {
-        if (at.ends(tokens, slice.size)) break;
-        if (at.k < mine && !v[j].has_tag(tag)) v[j].look(begin + (at.t * size + at.k) / 2 * kPackets);
+      for (int j = 0; j < kBatch; ++j) {
+        if (!v[j].has_tag(tag)) v[j].look(packets[j]);
       }
-      at = first;
       missing = false;
 #pragma unroll
-      for (int j = 0; j < kBatch; ++j, at.next(slice.size)) {
-        if (at.ends(tokens, slice.size)) break;
-        missing |= at.k < mine && !v[j].has_tag(tag);
-      }
+      for (int j = 0; j < kBatch; ++j) missing |= !v[j].has_tag(tag);
     }
     at = first;
 #pragma unroll
     for (int j = 0; j < kBatch; ++j, at.next(slice.size)) {
-      if (at.ends(tokens, slice.size)) break;
-      if (at.k >= mine) continue;
+      if (!own[j]) continue;
       const auto [a, b] = v[j].values();
       const float both = fmaf(a, a, b * b);
 #pragma unroll

@@ -9,7 +9,7 @@
 
 namespace m4j::cuda {
 
-constexpr int kWarps = 8;         // that compute; others fetch, or add
+constexpr int kWarps = 8;         // that multiply; others fetch, add or finish
 constexpr int kMaxStages = 64;    // of the ring
 constexpr int kMaxRowsShift = 4;  // log2 of the rows of a stage
 
@@ -64,16 +64,18 @@ struct Ring {
   unsigned* handed_back;  // [kWarps] stages that each warp does not need any more
   int stages, stage_bytes;
 
+  // By the fetching warp, before the others look.
   __device__ void init() const {
-    const int tid = static_cast<int>(threadIdx.x);
-    if (tid < kWarps) handed_back[tid] = 0;
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    if (lane < kWarps) handed_back[lane] = 0;
 #if __CUDA_ARCH__ >= 900
-    if (tid < kMaxStages) {
-      asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(full + tid)) : "memory");
+#pragma unroll
+    for (int i = lane; i < kMaxStages; i += kWarp) {
+      asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(full + i)) : "memory");
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
-    __syncthreads();
+    __syncwarp();
   }
 
   // The place of row `row` of the next tile.
