@@ -17,7 +17,7 @@ cross=(-G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYS
 say "Building for aarch64"
 # Highway's headers alone: the folder they lie in holds those of this machine.
 mkdir -p "$build/include"
-hwy=$(printf '#include <hwy/highway.h>\n' | "${CXX:-g++}" -x c++ -M - | grep -o -m 1 '/[^ ]*/hwy/highway\.h')
+hwy=$(printf '#include <hwy/highway.h>\n' | "${CXX:-g++}" -x c++ -M - | grep -o '/[^ ]*/hwy/highway\.h')
 ln -sfn "$(dirname "$hwy")" "$build/include/hwy"
 {
   cmake -S /usr/src/googletest -B "$build/googletest" "${cross[@]}" -DBUILD_GMOCK=OFF -DCMAKE_INSTALL_PREFIX="$build/gtest"

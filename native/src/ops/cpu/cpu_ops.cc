@@ -7,6 +7,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#ifdef __linux__
+#include <sys/prctl.h>
+#endif
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/cpu/cpu_ops.cc"
@@ -50,6 +53,8 @@ constexpr const char* kName =
     "avx2";
 #elif HWY_TARGET == HWY_SSE4
     "sse4";
+#elif HWY_TARGET == HWY_SVE_256
+    "sve_256";
 #else
     "neon";
 #endif
@@ -117,6 +122,14 @@ bool have_amx() {
 }  // namespace
 #endif
 
+#if HWY_TARGETS & HWY_SVE_256
+// The processor has SVE and its vectors 256 bits, neither more nor less, in this thread and those that it starts.
+bool have_sve_256() {
+  const int length = prctl(PR_SVE_GET_VL);
+  return length >= 0 && (length & PR_SVE_VL_LEN_MASK) == 32;
+}
+#endif
+
 #if (HWY_TARGETS & ~(HWY_AVX3 | HWY_AVX2 | HWY_SSE4)) && HWY_ARCH_X86
 #error "Highway is set to a target that the detection below does not know."
 #endif
@@ -144,7 +157,11 @@ int cpu_ops(const Ops** list) {
   if (avx3) list[count++] = &N_AVX3::TargetOps();
   if (avx2) list[count++] = &N_AVX2::TargetOps();
   if (sse4) list[count++] = &N_SSE4::TargetOps();
-#else  // the one target is the processor's base
+#else
+#if HWY_TARGETS & HWY_SVE_256
+  if (have_sve_256()) list[count++] = &N_SVE_256::TargetOps();
+#endif
+  // NEON, which every processor has.
   list[count++] = &HWY_NAMESPACE::TargetOps();
 #endif
   return count;
