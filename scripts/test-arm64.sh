@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds the native library for 64-bit ARM (NEON) on an x86-64 machine and runs its tests in an emulator. Slow, and for
-# changes in native/src/ops/cpu; on an ARM machine scripts/test.sh does it all.
+# Builds the native library for 64-bit ARM (SVE of 256 bits, NEON) on an x86-64 machine and runs its tests in an emulator:
+# all on a processor with such vectors, the operations on one without SVE, the choice between the two on others. Slow,
+# and for changes in native/src/ops/cpu; on an ARM machine scripts/test.sh does it all. Arguments go to the tests.
 set -euo pipefail
 # shellcheck source=scripts/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -27,7 +28,26 @@ ln -sfn "$(dirname "$hwy")" "$build/include/hwy"
 } >"$build/configure.log" || die "The build could not be configured; see $build/configure.log"
 cmake --build "$build" --target mamba4j_ops_test mamba4j_test -j "$(nproc)"
 
+# emulate PROCESSOR TEST ARGUMENTS...
+emulate() { qemu-aarch64-static -cpu "$1" -L /usr/aarch64-linux-gnu "$build/bin/$2" "${@:3}"; }
+# expect_targets PROCESSOR WHAT TARGETS: the instruction sets that the library finds there, best first.
+expect_targets() {
+  local found
+  found=$(emulate "$1" mamba4j_test --gtest_list_tests --gtest_filter='Targets/MathTest.Exp/*' |
+    sed -n 's/.*GetParam() = //p' | xargs)
+  [[ $found == "$3" ]] || die "On $2 the library runs '$found' instead of '$3'."
+  say "On $2: $found"
+}
+
+sve_256=max,sve-max-vq=2
+expect_targets $sve_256 "SVE of 256 bits" "sve_256 neon"
+expect_targets max,sve-max-vq=1 "SVE of 128 bits" neon
+expect_targets a64fx "SVE of 512 bits" neon
+expect_targets cortex-a72 "a processor without SVE" neon
+
+say "Running mamba4j_ops_test without SVE"
+emulate cortex-a72 mamba4j_ops_test --gtest_brief=1 "$@"
 for test in mamba4j_ops_test mamba4j_test; do
-  say "Running $test"
-  qemu-aarch64-static -L /usr/aarch64-linux-gnu "$build/bin/$test" --gtest_brief=1 "$@"
+  say "Running $test with SVE of 256 bits"
+  emulate $sve_256 "$test" --gtest_brief=1 "$@"
 done

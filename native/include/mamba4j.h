@@ -81,8 +81,9 @@ M4J_API const char* m4j_version(void);
 M4J_API int64_t m4j_native_bytes(void);
 
 /* Instruction sets that this build holds and this processor can run, best first, such as "amx avx3_bf16 avx3_vnni avx3
- * avx2 sse4 reference". "amx" is offered where Linux grants the process the matrix registers; asking for them, once, is
- * the only thing that this does to the process. Static storage. */
+ * avx2 sse4 reference", or on ARM "sve_256 neon reference", of which the first where SVE's vectors have 256 bits. "amx" is
+ * offered where Linux grants the process the matrix registers; asking for them, once, is the only thing that this does to
+ * the process. Static storage. */
 M4J_API const char* m4j_simd_targets(void);
 
 /* ---- Tensors ------------------------------------------------------------------------------------------------- */

@@ -96,10 +96,17 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 namespace m4j {
-
-#ifdef __x86_64__
 namespace {
 
+#if HWY_TARGETS & HWY_SVE_256
+// The processor has SVE, with vectors of 256 bits in this thread and those that it starts.
+bool have_sve_256() {
+  const int length = prctl(PR_SVE_GET_VL);
+  return length >= 0 && (length & PR_SVE_VL_LEN_MASK) == 32;
+}
+#endif
+
+#ifdef __x86_64__
 // Products of bfloat16 pairs.
 bool have_bf16() {
   constexpr unsigned kBf16 = 1u << 5;  // CPUID, leaf 7.1, EAX
@@ -118,17 +125,9 @@ bool have_amx() {
          syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 #endif
+#endif
 
 }  // namespace
-#endif
-
-#if HWY_TARGETS & HWY_SVE_256
-// The processor has SVE and its vectors 256 bits, neither more nor less, in this thread and those that it starts.
-bool have_sve_256() {
-  const int length = prctl(PR_SVE_GET_VL);
-  return length >= 0 && (length & PR_SVE_VL_LEN_MASK) == 32;
-}
-#endif
 
 #if (HWY_TARGETS & ~(HWY_AVX3 | HWY_AVX2 | HWY_SSE4)) && HWY_ARCH_X86
 #error "Highway is set to a target that the detection below does not know."
