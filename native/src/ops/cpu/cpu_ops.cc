@@ -33,9 +33,11 @@ void Sample(const SampleArgs&, const Share&);
 int64_t SsdChunkScratch(int64_t headdim, int64_t d_state, int64_t chunk_size);
 int64_t LinearScratch(int64_t in, DType weight_dtype);
 int64_t SampleScratch(int64_t vocab_size);
-#if HWY_TARGET == HWY_AVX3
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2
 void LinearVnni(const LinearArgs&, const Share&);
 int64_t LinearVnniScratch(int64_t in, DType weight_dtype);
+#endif
+#if HWY_TARGET == HWY_AVX3
 void LinearBf16(const LinearArgs&, const Share&);
 int64_t LinearBf16Scratch(int64_t in, DType weight_dtype);
 #endif
@@ -63,7 +65,7 @@ constexpr Ops kOps = {kName,    Embedding, RmsNorm,    Linear, Conv1d,          
                       SsdChunk, Softmax,   LogSoftmax, Sample, SsdChunkScratch, LinearScratch, SampleScratch};
 
 // kOps with other matrix products.
-#if HWY_TARGET == HWY_AVX3
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2
 constexpr Ops with_linear(const char* name, decltype(Ops::linear) linear, decltype(Ops::linear_scratch) scratch) {
   Ops ops = kOps;
   ops.name = name;
@@ -72,7 +74,10 @@ constexpr Ops with_linear(const char* name, decltype(Ops::linear) linear, declty
   return ops;
 }
 
-constexpr Ops kVnniOps = with_linear("avx3_vnni", LinearVnni, LinearVnniScratch);
+constexpr Ops kVnniOps =
+    with_linear(HWY_TARGET == HWY_AVX3 ? "avx3_vnni" : "avx2_vnni", LinearVnni, LinearVnniScratch);
+#endif
+#if HWY_TARGET == HWY_AVX3
 constexpr Ops kBf16Ops = with_linear("avx3_bf16", LinearBf16, LinearBf16Scratch);
 #if M4J_AMX
 constexpr Ops kAmxOps = with_linear("amx", LinearAmx, LinearAmxScratch);
@@ -82,8 +87,10 @@ constexpr Ops kAmxOps = with_linear("amx", LinearAmx, LinearAmxScratch);
 }  // namespace
 
 const Ops& TargetOps() { return kOps; }
-#if HWY_TARGET == HWY_AVX3
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2
 const Ops& VnniOps() { return kVnniOps; }
+#endif
+#if HWY_TARGET == HWY_AVX3
 const Ops& Bf16Ops() { return kBf16Ops; }
 #if M4J_AMX
 const Ops& AmxOps() { return kAmxOps; }
@@ -107,11 +114,12 @@ bool have_sve_256() {
 #endif
 
 #ifdef __x86_64__
-// Products of bfloat16 pairs.
-bool have_bf16() {
-  constexpr unsigned kBf16 = 1u << 5;  // CPUID, leaf 7.1, EAX
+// Of CPUID, leaf 7.1, EAX: dot products of bytes without AVX-512, products of bfloat16 pairs with it.
+constexpr unsigned kAvxVnni = 1u << 4, kAvx512Bf16 = 1u << 5;
+
+bool have(unsigned feature) {
   unsigned a, b, c, d;
-  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & kBf16) != 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & feature) != 0;
 }
 
 #if M4J_AMX
@@ -147,13 +155,15 @@ int cpu_ops(const Ops** list) {
                     __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                     __builtin_cpu_supports("avx512vl");
   const bool vnni = avx3 && __builtin_cpu_supports("avx512vnni");
-  const bool bf16 = vnni && have_bf16();
+  const bool bf16 = vnni && have(kAvx512Bf16);
+  const bool avx2_vnni = avx2 && have(kAvxVnni);
 #if M4J_AMX
   if (bf16 && have_amx()) list[count++] = &N_AVX3::AmxOps();
 #endif
   if (bf16) list[count++] = &N_AVX3::Bf16Ops();
   if (vnni) list[count++] = &N_AVX3::VnniOps();
   if (avx3) list[count++] = &N_AVX3::TargetOps();
+  if (avx2_vnni) list[count++] = &N_AVX2::VnniOps();
   if (avx2) list[count++] = &N_AVX2::TargetOps();
   if (sse4) list[count++] = &N_SSE4::TargetOps();
 #else

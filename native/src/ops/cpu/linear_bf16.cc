@@ -13,7 +13,7 @@
 #define HWY_TARGET_INCLUDE "ops/cpu/linear_bf16.cc"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
-#include "ops/cpu/avx512-inl.h"
+#include "ops/cpu/products-inl.h"
 #include "ops/cpu/vec-inl.h"
 
 #if defined(__x86_64__) && HWY_TARGET == HWY_AVX3

@@ -1,6 +1,6 @@
-// Linear of weights in blocks (Q8_0, Q4_0) on AVX-512's dot products of bytes (VNNI); see blocks-inl.h.
+// Linear of weights in blocks (Q8_0, Q4_0) on dot products of bytes (VNNI), of AVX-512 or AVX2; see blocks-inl.h.
 //
-// A vector holds 16 outputs. Few tokens meet the codes on their way from memory, more of them a copy in the order of
+// A vector holds kRows outputs. Few tokens meet the codes on their way from memory, more of them a copy in the order of
 // use.
 #include <algorithm>
 #include <cstring>
@@ -13,7 +13,7 @@
 #include "hwy/highway.h"
 #include "ops/cpu/blocks-inl.h"
 
-#if defined(__x86_64__) && HWY_TARGET == HWY_AVX3
+#if defined(__x86_64__) && (HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2)
 
 HWY_BEFORE_NAMESPACE();
 namespace m4j {
@@ -24,8 +24,9 @@ int64_t LinearScratch(int64_t in, DType weight_dtype);
 
 namespace {
 
-constexpr int64_t kFewTokens = 4;  // which the codes meet on their way
-constexpr int64_t kTileTokens = 5, kTileVectors = 2, kTileOutputs = kTileVectors * kRows;
+// Tokens that the codes meet on their way, and tokens in a tile of a copy, so that all sums stay in registers.
+constexpr int64_t kFewTokens = HWY_TARGET == HWY_AVX3 ? 4 : 2;
+constexpr int64_t kTileTokens = HWY_TARGET == HWY_AVX3 ? 5 : 3, kTileVectors = 2, kTileOutputs = kTileVectors * kRows;
 constexpr int64_t kSplitBytes = 512 * 1024;  // of split tokens: half of the second-level cache
 
 // A step of a token: digit j, the lowest first, of each quad; what makes up for codes without sign; and what an integer
@@ -36,57 +37,82 @@ struct alignas(16) TokenStep {
   float unit;
 };
 
-// A step of 16 or 32 outputs.
+// A step of one or two vectors of outputs.
 template <int kVectors>
 struct alignas(64) WeightStep {
-  uint8_t codes[kQuads][kVectors][kLineBytes];
+  int32_t codes[kQuads][kVectors][kRows];
   float scales[kVectors][kRows];
 };
 
 // Each element of sum adds the products of the four unsigned bytes of a and the signed ones of b.
-HWY_INLINE void dot_bytes(__m512i& sum, __m512i a, __m512i b) {
-  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+HWY_INLINE void dot_bytes(Ints& sum, Ints a, Ints b) {
+#if HWY_TARGET == HWY_AVX3
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum.raw) : "v"(a.raw), "v"(b.raw));
+#else
+  asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum.raw) : "x"(a.raw), "x"(b.raw));
+#endif
+}
+
+// Digits of a step's integers, quad by quad, digit by digit, and their sums over 8 of 32 bits: digits 0 and 1 in turn.
+HWY_INLINE __m256i split_step(const float* x, Vec factor, int32_t* HWY_RESTRICT out) {
+  const IntTag d;
+  const auto digits = [&](int64_t k) { return digits_of(hn::LoadU(VecTag(), x + k), factor).raw; };
+  const __m128i by_digit = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+  Ints sums = hn::Zero(d);
+#if HWY_TARGET == HWY_AVX3
+  const __m256i low = _mm512_cvtepi32_epi16(digits(0)), high = _mm512_cvtepi32_epi16(digits(16));
+  const __m512i v = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+  const Ints quads{_mm512_shuffle_epi8(v, _mm512_broadcast_i32x4(by_digit))};
+  hn::StoreU(quads, d, out);
+  dot_bytes(sums, hn::Set(d, 0x01010101), quads);
+  return _mm256_add_epi32(_mm512_castsi512_si256(sums.raw), _mm512_extracti64x4_epi64(sums.raw, 1));
+#else
+#pragma GCC unroll 2
+  for (int64_t k = 0; k < kDepth; k += 16, out += 8) {
+    const __m256i v = _mm256_permute4x64_epi64(_mm256_packus_epi32(digits(k), digits(k + 8)), 0xD8);
+    const Ints quads{_mm256_shuffle_epi8(v, _mm256_broadcastsi128_si256(by_digit))};
+    hn::StoreU(quads, d, out);
+    dot_bytes(sums, hn::Set(d, 0x01010101), quads);
+  }
+  return sums.raw;
+#endif
 }
 
 template <class Block>
 void split(const float* x, int64_t steps, TokenStep* out) {
-  const __m512i by_digit = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15));
+  const IntTag d;
   for (int64_t s = 0; s < steps; ++s, x += kDepth, ++out) {
-    const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
-    const int32_t largest = _mm512_reduce_max_epi32(_mm512_max_epi32(magnitude(a), magnitude(b)));
-    __m512 unit;
-    const __m512 factor = to_integers(_mm512_set1_epi32(largest), &unit);
-    const __m256i da = _mm512_cvtepi32_epi16(digits_of(a, factor)), db = _mm512_cvtepi32_epi16(digits_of(b, factor));
-    const __m512i digits = _mm512_shuffle_epi8(_mm512_inserti64x4(_mm512_castsi256_si512(da), db, 1), by_digit);
-    _mm512_storeu_si512(out->digits, digits);
-    __m512i sum = _mm512_setzero_si512();
-    dot_bytes(sum, _mm512_set1_epi8(1), digits);
-    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(sum), _mm512_extracti64x4_epi64(sum, 1));
-    const __m128i quarter = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-    const __m128i total = _mm_add_epi32(quarter, _mm_unpackhi_epi64(quarter, quarter));
+    Ints largest = magnitude(hn::LoadU(VecTag(), x));
+    for (int64_t k = kLanes; k < kDepth; k += kLanes) largest = hn::Max(largest, magnitude(hn::LoadU(VecTag(), x + k)));
+    Vec unit;
+    const Vec factor = to_integers(hn::MaxOfLanes(d, largest), &unit);
+    const __m256i sums = split_step(x, factor, *out->digits);
+    const __m128i half = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+    const __m128i total = _mm_add_epi32(half, _mm_unpackhi_epi64(half, half));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(out->start), _mm_mullo_epi32(total, _mm_set1_epi32(-Block::kZero)));
-    out->unit = _mm512_cvtss_f32(unit);
+    out->unit = hn::GetLane(unit);
   }
 }
 
-// c: [kTokens, 16 kStrips outputs]. With few products at a time, each sum is made in two halves, which wait less.
+// c: [kTokens, kStrips * kRows outputs]. With few products at a time, each sum is made in two halves, which wait less.
 template <class Block, int kTokens, int kStrips>
 HWY_NOINLINE void multiply(const Strip<Block>& w, const TokenStep* x, int64_t steps, float* c) {
   constexpr int kChains = kTokens <= 2 ? 2 : 1;
-  __m512 acc[kTokens][kStrips];
+  const IntTag d32;
+  Vec acc[kTokens][kStrips];
 #pragma GCC unroll 4
   for (int t = 0; t < kTokens; ++t) {
 #pragma GCC unroll 2
-    for (int i = 0; i < kStrips; ++i) acc[t][i] = _mm512_setzero_ps();
+    for (int i = 0; i < kStrips; ++i) acc[t][i] = hn::Zero(VecTag());
   }
   for (int64_t s = 0; s < steps; ++s, ++x) {
-    __m512i v[kStrips][kQuads], sum[kTokens][kStrips][kChains][kDigits];
-    __m512 scales[kStrips];
+    Ints v[kStrips][kQuads], sum[kTokens][kStrips][kChains][kDigits];
+    Vec scales[kStrips];
 #pragma GCC unroll 2
     for (int i = 0; i < kStrips; ++i) {
       const Strip<Block> strip = w.next(i);
       strip.prefetch(s, kStrips);
-      const Rows16 rows = strip.rows(s);
+      const RowsOfBytes rows = strip.rows(s);
       Block::load_quads(rows, v[i]);
       scales[i] = load_scales(rows);
     }
@@ -94,11 +120,11 @@ HWY_NOINLINE void multiply(const Strip<Block>& w, const TokenStep* x, int64_t st
     for (int t = 0; t < kTokens; ++t) {
 #pragma GCC unroll 2
       for (int j = 0; j < kDigits; ++j) {
-        const __m512i start = _mm512_set1_epi32(x[t * steps].start[j]);
+        const Ints start = hn::Set(d32, x[t * steps].start[j]);
 #pragma GCC unroll 2
         for (int i = 0; i < kStrips; ++i) {
           sum[t][i][0][j] = start;
-          if constexpr (kChains > 1) sum[t][i][1][j] = _mm512_setzero_si512();
+          if constexpr (kChains > 1) sum[t][i][1][j] = hn::Zero(d32);
         }
       }
     }
@@ -108,7 +134,7 @@ HWY_NOINLINE void multiply(const Strip<Block>& w, const TokenStep* x, int64_t st
       for (int t = 0; t < kTokens; ++t) {
 #pragma GCC unroll 2
         for (int j = 0; j < kDigits; ++j) {
-          const __m512i digit = _mm512_set1_epi32(x[t * steps].digits[q][j]);
+          const Ints digit = hn::Set(d32, x[t * steps].digits[q][j]);
 #pragma GCC unroll 2
           for (int i = 0; i < kStrips; ++i) dot_bytes(sum[t][i][q % kChains][j], v[i][q], digit);
         }
@@ -116,13 +142,13 @@ HWY_NOINLINE void multiply(const Strip<Block>& w, const TokenStep* x, int64_t st
     }
 #pragma GCC unroll 4
     for (int t = 0; t < kTokens; ++t) {
-      const __m512 unit = _mm512_set1_ps(x[t * steps].unit);
+      const Vec unit = hn::Set(VecTag(), x[t * steps].unit);
 #pragma GCC unroll 2
       for (int i = 0; i < kStrips; ++i) {
-        __m512i(&d)[kDigits] = sum[t][i][0];
+        Ints(&d)[kDigits] = sum[t][i][0];
         if constexpr (kChains > 1) {
 #pragma GCC unroll 2
-          for (int j = 0; j < kDigits; ++j) d[j] = _mm512_add_epi32(d[j], sum[t][i][1][j]);
+          for (int j = 0; j < kDigits; ++j) d[j] = hn::Add(d[j], sum[t][i][1][j]);
         }
         acc[t][i] = add_block(acc[t][i], d[0], d[1], scales[i], unit);
       }
@@ -131,7 +157,7 @@ HWY_NOINLINE void multiply(const Strip<Block>& w, const TokenStep* x, int64_t st
 #pragma GCC unroll 4
   for (int t = 0; t < kTokens; ++t) {
 #pragma GCC unroll 2
-    for (int i = 0; i < kStrips; ++i) _mm512_store_ps(c + (t * kStrips + i) * kRows, acc[t][i]);
+    for (int i = 0; i < kStrips; ++i) hn::Store(acc[t][i], VecTag(), c + (t * kStrips + i) * kRows);
   }
 }
 
@@ -140,12 +166,12 @@ void pack(const Strip<Block> (&strips)[kTileVectors], int64_t steps, WeightStep<
   for (int64_t s = 0; s < steps; ++s, ++out) {
 #pragma GCC unroll 2
     for (int i = 0; i < kVectors; ++i) {
-      __m512i v[kQuads];
-      const Rows16 rows = strips[i].rows(s);
+      Ints v[kQuads];
+      const RowsOfBytes rows = strips[i].rows(s);
       Block::load_quads(rows, v);
 #pragma GCC unroll 8
-      for (int q = 0; q < kQuads; ++q) _mm512_store_si512(out->codes[q][i], v[q]);
-      _mm512_store_ps(out->scales[i], load_scales(rows));
+      for (int q = 0; q < kQuads; ++q) hn::Store(v[q], IntTag(), out->codes[q][i]);
+      hn::Store(load_scales(rows), VecTag(), out->scales[i]);
     }
   }
 }
@@ -155,31 +181,32 @@ void pack(const Strip<Block> (&strips)[kTileVectors], int64_t steps, WeightStep<
 template <class Block, int kTokens, int kVectors>
 HWY_NOINLINE void multiply(const WeightStep<kVectors>* w, const TokenStep* x, int64_t steps, const Strip<Block>* ahead,
                            float* c) {
+  const IntTag d32;
   std::memset(c, 0, sizeof(float) * kTokens * kVectors * kRows);
   for (int64_t s = 0; s < steps; ++s, ++w, ++x) {
     if (ahead != nullptr) {
       for (int i = 0; i < kVectors; ++i) ahead[i].prefetch(s, kVectors);
     }
-    __m512i sum[kTokens][kVectors][kDigits];
+    Ints sum[kTokens][kVectors][kDigits];
 #pragma GCC unroll 5
     for (int t = 0; t < kTokens; ++t) {
 #pragma GCC unroll 2
       for (int j = 0; j < kDigits; ++j) {
-        const __m512i start = _mm512_set1_epi32(x[t * steps].start[j]);
+        const Ints start = hn::Set(d32, x[t * steps].start[j]);
 #pragma GCC unroll 2
         for (int i = 0; i < kVectors; ++i) sum[t][i][j] = start;
       }
     }
 #pragma GCC unroll 8
     for (int q = 0; q < kQuads; ++q) {
-      __m512i v[kVectors];
+      Ints v[kVectors];
 #pragma GCC unroll 2
-      for (int i = 0; i < kVectors; ++i) v[i] = _mm512_load_si512(w->codes[q][i]);
+      for (int i = 0; i < kVectors; ++i) v[i] = hn::Load(d32, w->codes[q][i]);
 #pragma GCC unroll 5
       for (int t = 0; t < kTokens; ++t) {
 #pragma GCC unroll 2
         for (int j = 0; j < kDigits; ++j) {
-          const __m512i digit = _mm512_set1_epi32(x[t * steps].digits[q][j]);
+          const Ints digit = hn::Set(d32, x[t * steps].digits[q][j]);
 #pragma GCC unroll 2
           for (int i = 0; i < kVectors; ++i) dot_bytes(sum[t][i][j], v[i], digit);
         }
@@ -187,27 +214,34 @@ HWY_NOINLINE void multiply(const WeightStep<kVectors>* w, const TokenStep* x, in
     }
 #pragma GCC unroll 5
     for (int t = 0; t < kTokens; ++t) {
-      const __m512 unit = _mm512_set1_ps(x[t * steps].unit);
+      const Vec unit = hn::Set(VecTag(), x[t * steps].unit);
 #pragma GCC unroll 2
       for (int i = 0; i < kVectors; ++i) {
         float* acc = c + (t * kVectors + i) * kRows;
-        _mm512_store_ps(acc, add_block(_mm512_load_ps(acc), sum[t][i][0], sum[t][i][1],
-                                       _mm512_load_ps(w->scales[i]), unit));
+        hn::Store(add_block(hn::Load(VecTag(), acc), sum[t][i][0], sum[t][i][1], hn::Load(VecTag(), w->scales[i]), unit),
+                  VecTag(), acc);
       }
     }
   }
 }
 
-// c, [tokens, 16 vectors], to the outputs [n, n + rows) of tokens from t on.
+template <class Span>
+HWY_INLINE void store_vector(const LinearArgs& a, const float* c, int64_t ld_c, int64_t t, int64_t tokens, int64_t n,
+                             Span span) {
+  const Vec bias = a.bias == nullptr ? hn::Zero(VecTag()) : span.load(a.bias + n);
+  for (int64_t j = 0; j < tokens; ++j)
+    span.store(hn::Add(hn::Load(VecTag(), c + j * ld_c), bias), a.out + (t + j) * a.ld_out + n);
+}
+
+// c, [tokens, vectors * kRows], to the outputs [n, n + rows) of tokens from t on.
 void store_outputs(const LinearArgs& a, const float* c, int64_t vectors, int64_t t, int64_t tokens, int64_t n,
                    int64_t rows) {
-  for (int64_t i = 0; i < vectors; ++i) {
-    const __mmask16 mask = first_lanes(rows - i * kRows);
-    const int64_t first = n + i * kRows;
-    const __m512 bias = a.bias == nullptr ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(mask, a.bias + first);
-    for (int64_t j = 0; j < tokens; ++j)
-      _mm512_mask_storeu_ps(a.out + (t + j) * a.ld_out + first, mask,
-                            _mm512_add_ps(_mm512_load_ps(c + (j * vectors + i) * kRows), bias));
+  for (int64_t i = 0; i < rows; i += kRows) {
+    if (rows - i >= kRows) {
+      store_vector(a, c + i, vectors * kRows, t, tokens, n + i, Whole());
+    } else {
+      store_vector(a, c + i, vectors * kRows, t, tokens, n + i, Rest{rows - i});
+    }
   }
 }
 
@@ -254,7 +288,7 @@ void multiply_upto(int64_t tokens, const WeightStep<kVectors>* w, const TokenSte
   }
 }
 
-// The outputs [n, n + rows), at most 16 kVectors, of the tokens [first, last), whose split form begins at x.
+// The outputs [n, n + rows), at most kVectors * kRows, of the tokens [first, last), whose split form begins at x.
 template <class Block, int kVectors>
 void sweep(const LinearArgs& a, int64_t first, int64_t last, int64_t n, int64_t rows, const TokenStep* x, uint8_t* copy,
            void* packed) {
