@@ -25,7 +25,7 @@ int64_t LinearScratch(int64_t in, DType weight_dtype);
 namespace {
 
 // Tokens that the codes meet on their way, and tokens in a tile of a copy, so that all sums stay in registers.
-constexpr int64_t kFewTokens = HWY_TARGET == HWY_AVX3 ? 4 : 2;
+constexpr int64_t kFewTokens = HWY_TARGET == HWY_AVX3 ? 4 : 1;
 constexpr int64_t kTileTokens = HWY_TARGET == HWY_AVX3 ? 5 : 3, kTileVectors = 2, kTileOutputs = kTileVectors * kRows;
 constexpr int64_t kSplitBytes = 512 * 1024;  // of split tokens: half of the second-level cache
 
@@ -334,7 +334,7 @@ struct Scratch {
 
 template <class Block>
 void linear(const LinearArgs& a, const Share& share) {
-  const Part part(a, share, {148, 320, 35});
+  const Part part(a, share, HWY_TARGET == HWY_AVX3 ? Costs{148, 320, 35} : Costs{62, 140, 18});
   if (part.empty()) return;
   const Scratch sizes(a.in, copy_bytes<Block>(a.in));
   auto* packed = reinterpret_cast<uint8_t*>(share.scratch);
