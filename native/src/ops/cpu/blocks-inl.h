@@ -1,5 +1,5 @@
-// Weights in blocks (Q8_0, Q4_0) times activations in integers, for processors with dot products of bytes (VNNI), of
-// AVX-512 or AVX2, and for AMX.
+// Weights in blocks (Q8_0, Q4_0) times activations in integers, for processors with dot products of bytes (VNNI of
+// AVX-512 or AVX2, ARM's dotprod) and for AMX.
 //
 // The 32 activations that meet a block become integers of 16 bits in a common unit, as if all were rounded like the
 // largest of them, and these two signed digits of 8 bits. Codes times digits add up exactly, in whatever order; the
@@ -10,6 +10,7 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#endif
 
 #include <algorithm>
 #include <cstdint>
@@ -26,7 +27,7 @@
 #define M4J_BLOCKS_INL_H_
 #endif
 
-#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_NEON
 HWY_BEFORE_NAMESPACE();
 namespace m4j {
 namespace HWY_NAMESPACE {
@@ -46,8 +47,10 @@ HWY_INLINE Ints magnitude(Vec v) { return hn::BitCast(IntTag(), hn::Abs(v)); }
 HWY_INLINE Ints to_ints(Vec v) {
 #if HWY_TARGET == HWY_AVX3
   return Ints{_mm512_cvtps_epi32(v.raw)};
-#else
+#elif HWY_TARGET == HWY_AVX2
   return Ints{_mm256_cvtps_epi32(v.raw)};
+#else
+  return Ints{vcvtnq_s32_f32(v.raw)};
 #endif
 }
 
@@ -103,12 +106,16 @@ class RowsOfBytes {
 
 // Block b of 128 bits: 16 bytes at `offset` in row first + 4 b.
 HWY_INLINE Ints load_column(const RowsOfBytes& rows, int first, int64_t offset) {
+#if HWY_TARGET == HWY_NEON
+  return Ints{vreinterpretq_s32_u8(vld1q_u8(rows[first] + offset))};
+#else
   const auto row = [&](int r) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[r] + offset)); };
 #if HWY_TARGET == HWY_AVX3
   const __m512i v = _mm512_inserti32x4(_mm512_castsi128_si512(row(first)), row(first + 4), 1);
   return Ints{_mm512_inserti32x4(_mm512_inserti32x4(v, row(first + 8), 2), row(first + 12), 3)};
 #else
   return Ints{_mm256_inserti128_si256(_mm256_castsi128_si256(row(first)), row(first + 4), 1)};
+#endif
 #endif
 }
 
@@ -126,14 +133,14 @@ HWY_INLINE void transpose4(Ints (&v)[4]) {
   v[3] = hn::BitCast(d, hn::InterleaveUpper(dw, b, e));
 }
 
-// The bytes of a block, and its codes without sign: kZero is the one of a weight of 0.
+// The bytes of a block, and its codes: without sign on x86, whose products want them so. kZero is the one of a weight of 0.
 struct Q8Block {
   static constexpr int64_t kBytes = 34;
-  static constexpr int32_t kZero = 128;
+  static constexpr int32_t kZero = HWY_ARCH_X86 ? 128 : 0;
 
   // The codes of kRows outputs: v[q] is quad q of them.
   static HWY_INLINE void load_quads(const RowsOfBytes& rows, Ints (&v)[kQuads]) {
-    const Ints sign = hn::Set(IntTag(), static_cast<int32_t>(0x80808080));
+    const Ints sign = hn::Set(IntTag(), kZero * 0x01010101);
 #if HWY_TARGET == HWY_AVX3  // half as many loads
     const auto row = [&](int r) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows[r] + kScaleBytes)); };
     Ints u[2][4];  // u[i][j]: quads j and j + 4
@@ -185,6 +192,12 @@ struct Q4Block {
 
 // The scales of kRows blocks.
 HWY_INLINE Vec load_scales(const RowsOfBytes& rows) {
+#if HWY_TARGET == HWY_NEON
+  uint16x4_t halves{};
+#pragma GCC unroll 4
+  for (int r = 0; r < 4; ++r) std::memcpy(reinterpret_cast<uint16_t*>(&halves) + r, rows[r], sizeof(uint16_t));
+  return Vec{vcvt_f32_f16(vreinterpret_f16_u16(halves))};
+#else
   const auto pair = [&](int r) {  // the first codes come along
     int32_t a, b;
     std::memcpy(&a, rows[r], sizeof a);
@@ -198,6 +211,7 @@ HWY_INLINE Vec load_scales(const RowsOfBytes& rows) {
   return Vec{_mm512_cvtph_ps(_mm256_inserti128_si256(_mm256_castsi128_si256(eight(0)), eight(8), 1))};
 #else
   return Vec{_mm256_cvtph_ps(eight(0))};
+#endif
 #endif
 }
 
@@ -246,4 +260,3 @@ HWY_AFTER_NAMESPACE();
 #endif  // HWY_TARGET
 
 #endif  // M4J_BLOCKS_INL_H_
-#endif  // __x86_64__

@@ -7,7 +7,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
-#ifdef __linux__
+#ifdef __aarch64__
+#include <sys/auxv.h>
 #include <sys/prctl.h>
 #endif
 
@@ -33,9 +34,9 @@ void Sample(const SampleArgs&, const Share&);
 int64_t SsdChunkScratch(int64_t headdim, int64_t d_state, int64_t chunk_size);
 int64_t LinearScratch(int64_t in, DType weight_dtype);
 int64_t SampleScratch(int64_t vocab_size);
-#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2
-void LinearVnni(const LinearArgs&, const Share&);
-int64_t LinearVnniScratch(int64_t in, DType weight_dtype);
+#if HWY_TARGET != HWY_SSE4
+void LinearDot(const LinearArgs&, const Share&);
+int64_t LinearDotScratch(int64_t in, DType weight_dtype);
 #endif
 #if HWY_TARGET == HWY_AVX3
 void LinearBf16(const LinearArgs&, const Share&);
@@ -48,24 +49,24 @@ int64_t LinearAmxScratch(int64_t in, DType weight_dtype);
 
 namespace {
 
-constexpr const char* kName =
+// Without and with dot products of bytes.
 #if HWY_TARGET == HWY_AVX3
-    "avx3";
+constexpr const char *kName = "avx3", *kDotName = "avx3_vnni";
 #elif HWY_TARGET == HWY_AVX2
-    "avx2";
+constexpr const char *kName = "avx2", *kDotName = "avx2_vnni";
 #elif HWY_TARGET == HWY_SSE4
-    "sse4";
+constexpr const char* kName = "sse4";
 #elif HWY_TARGET == HWY_SVE_256
-    "sve_256";
+constexpr const char *kName = "sve_256", *kDotName = "sve_256_dotprod";
 #else
-    "neon";
+constexpr const char *kName = "neon", *kDotName = "neon_dotprod";
 #endif
 
 constexpr Ops kOps = {kName,    Embedding, RmsNorm,    Linear, Conv1d,          SelectiveScan, SsdStep,
                       SsdChunk, Softmax,   LogSoftmax, Sample, SsdChunkScratch, LinearScratch, SampleScratch};
 
 // kOps with other matrix products.
-#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2
+#if HWY_TARGET != HWY_SSE4
 constexpr Ops with_linear(const char* name, decltype(Ops::linear) linear, decltype(Ops::linear_scratch) scratch) {
   Ops ops = kOps;
   ops.name = name;
@@ -74,8 +75,7 @@ constexpr Ops with_linear(const char* name, decltype(Ops::linear) linear, declty
   return ops;
 }
 
-constexpr Ops kVnniOps =
-    with_linear(HWY_TARGET == HWY_AVX3 ? "avx3_vnni" : "avx2_vnni", LinearVnni, LinearVnniScratch);
+constexpr Ops kDotOps = with_linear(kDotName, LinearDot, LinearDotScratch);
 #endif
 #if HWY_TARGET == HWY_AVX3
 constexpr Ops kBf16Ops = with_linear("avx3_bf16", LinearBf16, LinearBf16Scratch);
@@ -87,8 +87,8 @@ constexpr Ops kAmxOps = with_linear("amx", LinearAmx, LinearAmxScratch);
 }  // namespace
 
 const Ops& TargetOps() { return kOps; }
-#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2
-const Ops& VnniOps() { return kVnniOps; }
+#if HWY_TARGET != HWY_SSE4
+const Ops& DotOps() { return kDotOps; }
 #endif
 #if HWY_TARGET == HWY_AVX3
 const Ops& Bf16Ops() { return kBf16Ops; }
@@ -161,15 +161,19 @@ int cpu_ops(const Ops** list) {
   if (bf16 && have_amx()) list[count++] = &N_AVX3::AmxOps();
 #endif
   if (bf16) list[count++] = &N_AVX3::Bf16Ops();
-  if (vnni) list[count++] = &N_AVX3::VnniOps();
+  if (vnni) list[count++] = &N_AVX3::DotOps();
   if (avx3) list[count++] = &N_AVX3::TargetOps();
-  if (avx2_vnni) list[count++] = &N_AVX2::VnniOps();
+  if (avx2_vnni) list[count++] = &N_AVX2::DotOps();
   if (avx2) list[count++] = &N_AVX2::TargetOps();
   if (sse4) list[count++] = &N_SSE4::TargetOps();
 #else
+  const bool dotprod = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
 #if HWY_TARGETS & HWY_SVE_256
-  if (have_sve_256()) list[count++] = &N_SVE_256::TargetOps();
+  const bool sve_256 = have_sve_256();
+  if (sve_256 && dotprod) list[count++] = &N_SVE_256::DotOps();
+  if (sve_256) list[count++] = &N_SVE_256::TargetOps();
 #endif
+  if (dotprod) list[count++] = &HWY_NAMESPACE::DotOps();
   // NEON, which every processor has.
   list[count++] = &HWY_NAMESPACE::TargetOps();
 #endif

@@ -16,8 +16,8 @@ HWY_BEFORE_NAMESPACE();
 namespace m4j {
 namespace HWY_NAMESPACE {
 
-void LinearVnni(const LinearArgs&, const Share&);
-int64_t LinearVnniScratch(int64_t in, DType weight_dtype);
+void LinearDot(const LinearArgs&, const Share&);
+int64_t LinearDotScratch(int64_t in, DType weight_dtype);
 
 namespace {
 
@@ -140,7 +140,7 @@ void many_tokens(const LinearArgs& a, const Part& part, uint8_t* copy, float* sc
 }  // namespace
 
 void LinearAmxQ8(const LinearArgs& a, const Share& share) {
-  if (a.tokens == 1) return LinearVnni(a, share);
+  if (a.tokens == 1) return LinearDot(a, share);
   const Part part(a, share, {48, 210, 150});
   if (part.empty()) return;
   auto* copy = reinterpret_cast<uint8_t*>(share.scratch);
@@ -150,7 +150,7 @@ void LinearAmxQ8(const LinearArgs& a, const Share& share) {
 int64_t LinearAmxQ8Scratch(int64_t in) {
   const int64_t steps = in / kDepth, tokens = split_tiles(steps) * static_cast<int64_t>(sizeof(TokensStep));
   const int64_t bytes = copy_bytes<Q8Block>(in) + steps * (kRows * static_cast<int64_t>(sizeof(float)) + tokens);
-  return std::max(bytes / static_cast<int64_t>(sizeof(float)), LinearVnniScratch(in, DType::kQ8_0));
+  return std::max(bytes / static_cast<int64_t>(sizeof(float)), LinearDotScratch(in, DType::kQ8_0));
 }
 
 }  // namespace HWY_NAMESPACE

@@ -1,9 +1,10 @@
-// What the matrix products beyond Highway's operations share, VNNI, AVX-512 and AMX: sizes, lanes, and a team's shares of
-// tokens x outputs. A step is 32 of `in`, the depth of a product.
+// What the matrix products beyond Highway's operations share, on dot products of bytes, AVX-512 and AMX: sizes, lanes, and
+// a team's shares of tokens x outputs. A step is 32 of `in`, the depth of a product.
 #include "ops/ops.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#endif
 
 #include <algorithm>
 #include <cstdint>
@@ -17,7 +18,7 @@
 #define M4J_PRODUCTS_INL_H_
 #endif
 
-#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_NEON
 HWY_BEFORE_NAMESPACE();
 namespace m4j {
 namespace HWY_NAMESPACE {
@@ -76,4 +77,3 @@ HWY_AFTER_NAMESPACE();
 #endif  // HWY_TARGET
 
 #endif  // M4J_PRODUCTS_INL_H_
-#endif  // __x86_64__

@@ -1,4 +1,5 @@
-// Linear of weights in blocks (Q8_0, Q4_0) on dot products of bytes (VNNI), of AVX-512 or AVX2; see blocks-inl.h.
+// Linear of weights in blocks (Q8_0, Q4_0) on dot products of bytes: VNNI of AVX-512 or AVX2, ARM's dotprod, which SVE of
+// 256 bits borrows from NEON. See blocks-inl.h.
 //
 // A vector holds kRows outputs. Few tokens meet the codes on their way from memory, more of them a copy in the order of
 // use.
@@ -8,14 +9,17 @@
 #include "ops/cpu/cpu_ops.h"
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "ops/cpu/linear_vnni.cc"
+#define HWY_TARGET_INCLUDE "ops/cpu/linear_dot.cc"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 #include "ops/cpu/blocks-inl.h"
 
-#if defined(__x86_64__) && (HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2)
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_NEON
 
 HWY_BEFORE_NAMESPACE();
+#if HWY_TARGET == HWY_NEON
+HWY_PUSH_ATTRIBUTES("arch=armv8.2-a+crypto+dotprod")
+#endif
 namespace m4j {
 namespace HWY_NAMESPACE {
 
@@ -25,8 +29,9 @@ int64_t LinearScratch(int64_t in, DType weight_dtype);
 namespace {
 
 // Tokens that the codes meet on their way, and tokens in a tile of a copy, so that all sums stay in registers.
-constexpr int64_t kFewTokens = HWY_TARGET == HWY_AVX3 ? 4 : 1;
-constexpr int64_t kTileTokens = HWY_TARGET == HWY_AVX3 ? 5 : 3, kTileVectors = 2, kTileOutputs = kTileVectors * kRows;
+constexpr int64_t kFewTokens = HWY_TARGET == HWY_AVX2 ? 1 : 4;
+constexpr int64_t kTileTokens = HWY_TARGET == HWY_AVX2 ? 3 : 5, kTileVectors = 2, kTileOutputs = kTileVectors * kRows;
+constexpr Costs kCosts = HWY_TARGET == HWY_AVX3 ? Costs{148, 320, 35} : Costs{62, 140, 18};
 constexpr int64_t kSplitBytes = 512 * 1024;  // of split tokens: half of the second-level cache
 
 // A step of a token: digit j, the lowest first, of each quad; what makes up for codes without sign; and what an integer
@@ -44,37 +49,72 @@ struct alignas(64) WeightStep {
   float scales[kVectors][kRows];
 };
 
-// Each element of sum adds the products of the four unsigned bytes of a and the signed ones of b.
+// Each element of sum adds the products of the four bytes of a, unsigned on x86, and the signed ones of b.
 HWY_INLINE void dot_bytes(Ints& sum, Ints a, Ints b) {
 #if HWY_TARGET == HWY_AVX3
   asm("vpdpbusd %2, %1, %0" : "+v"(sum.raw) : "v"(a.raw), "v"(b.raw));
+#elif HWY_TARGET == HWY_NEON
+  sum.raw = vdotq_s32(sum.raw, vreinterpretq_s8_s32(a.raw), vreinterpretq_s8_s32(b.raw));
 #else
   asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum.raw) : "x"(a.raw), "x"(b.raw));
 #endif
 }
 
-// Digits of a step's integers, quad by quad, digit by digit, and their sums over 8 of 32 bits: digits 0 and 1 in turn.
-HWY_INLINE __m256i split_step(const float* x, Vec factor, int32_t* HWY_RESTRICT out) {
+// The same of digit j of quad q, for all outputs. ARM takes it from its place among others.
+HWY_INLINE void dot_digit(Ints& sum, Ints codes, const TokenStep& x, int64_t q, int64_t j) {
+#if HWY_TARGET == HWY_NEON
+  const int8x16_t c = vreinterpretq_s8_s32(codes.raw), quads = vreinterpretq_s8_s32(vld1q_s32(x.digits[q - q % 2]));
+  switch (q % 2 * kDigits + j) {
+    case 0: sum.raw = vdotq_laneq_s32(sum.raw, c, quads, 0); break;
+    case 1: sum.raw = vdotq_laneq_s32(sum.raw, c, quads, 1); break;
+    case 2: sum.raw = vdotq_laneq_s32(sum.raw, c, quads, 2); break;
+    default: sum.raw = vdotq_laneq_s32(sum.raw, c, quads, 3);
+  }
+#else
+  dot_bytes(sum, codes, hn::Set(IntTag(), x.digits[q][j]));
+#endif
+}
+
+// The digits of a step in the order of TokenStep, and `start` times the sums of each.
+HWY_INLINE void split_step(const float* x, Vec factor, int32_t start, TokenStep* out) {
   const IntTag d;
+  const Ints ones = hn::Set(d, 0x01010101);
   const auto digits = [&](int64_t k) { return digits_of(hn::LoadU(VecTag(), x + k), factor).raw; };
+  int32_t* HWY_RESTRICT to = *out->digits;
+  Ints sums = hn::Zero(d);  // of digits 0 and 1 in turn
+#if HWY_TARGET == HWY_NEON
+  constexpr uint8_t kByDigit[16] = {0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15};
+  const uint8x16_t by_digit = vld1q_u8(kByDigit);
+#pragma GCC unroll 4
+  for (int64_t k = 0; k < kDepth; k += 8, to += 4) {
+    const int16x8_t v = vuzp1q_s16(vreinterpretq_s16_s32(digits(k)), vreinterpretq_s16_s32(digits(k + 4)));
+    const Ints quads{vreinterpretq_s32_u8(vqtbl1q_u8(vreinterpretq_u8_s16(v), by_digit))};
+    hn::StoreU(quads, d, to);
+    dot_bytes(sums, ones, quads);
+  }
+  vst1_s32(out->start, vmul_n_s32(vadd_s32(vget_low_s32(sums.raw), vget_high_s32(sums.raw)), start));
+#else
   const __m128i by_digit = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
-  Ints sums = hn::Zero(d);
 #if HWY_TARGET == HWY_AVX3
   const __m256i low = _mm512_cvtepi32_epi16(digits(0)), high = _mm512_cvtepi32_epi16(digits(16));
   const __m512i v = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
   const Ints quads{_mm512_shuffle_epi8(v, _mm512_broadcast_i32x4(by_digit))};
-  hn::StoreU(quads, d, out);
-  dot_bytes(sums, hn::Set(d, 0x01010101), quads);
-  return _mm256_add_epi32(_mm512_castsi512_si256(sums.raw), _mm512_extracti64x4_epi64(sums.raw, 1));
+  hn::StoreU(quads, d, to);
+  dot_bytes(sums, ones, quads);
+  const __m256i eight = _mm256_add_epi32(_mm512_castsi512_si256(sums.raw), _mm512_extracti64x4_epi64(sums.raw, 1));
 #else
 #pragma GCC unroll 2
-  for (int64_t k = 0; k < kDepth; k += 16, out += 8) {
+  for (int64_t k = 0; k < kDepth; k += 16, to += 8) {
     const __m256i v = _mm256_permute4x64_epi64(_mm256_packus_epi32(digits(k), digits(k + 8)), 0xD8);
     const Ints quads{_mm256_shuffle_epi8(v, _mm256_broadcastsi128_si256(by_digit))};
-    hn::StoreU(quads, d, out);
-    dot_bytes(sums, hn::Set(d, 0x01010101), quads);
+    hn::StoreU(quads, d, to);
+    dot_bytes(sums, ones, quads);
   }
-  return sums.raw;
+  const __m256i eight = sums.raw;
+#endif
+  const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(out->start), _mm_mullo_epi32(two, _mm_set1_epi32(start)));
 #endif
 }
 
@@ -86,10 +126,7 @@ void split(const float* x, int64_t steps, TokenStep* out) {
     for (int64_t k = kLanes; k < kDepth; k += kLanes) largest = hn::Max(largest, magnitude(hn::LoadU(VecTag(), x + k)));
     Vec unit;
     const Vec factor = to_integers(hn::MaxOfLanes(d, largest), &unit);
-    const __m256i sums = split_step(x, factor, *out->digits);
-    const __m128i half = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
-    const __m128i total = _mm_add_epi32(half, _mm_unpackhi_epi64(half, half));
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(out->start), _mm_mullo_epi32(total, _mm_set1_epi32(-Block::kZero)));
+    split_step(x, factor, -Block::kZero, out);
     out->unit = hn::GetLane(unit);
   }
 }
@@ -134,9 +171,8 @@ HWY_NOINLINE void multiply(const Strip<Block>& w, const TokenStep* x, int64_t st
       for (int t = 0; t < kTokens; ++t) {
 #pragma GCC unroll 2
         for (int j = 0; j < kDigits; ++j) {
-          const Ints digit = hn::Set(d32, x[t * steps].digits[q][j]);
 #pragma GCC unroll 2
-          for (int i = 0; i < kStrips; ++i) dot_bytes(sum[t][i][q % kChains][j], v[i][q], digit);
+          for (int i = 0; i < kStrips; ++i) dot_digit(sum[t][i][q % kChains][j], v[i][q], x[t * steps], q, j);
         }
       }
     }
@@ -206,9 +242,8 @@ HWY_NOINLINE void multiply(const WeightStep<kVectors>* w, const TokenStep* x, in
       for (int t = 0; t < kTokens; ++t) {
 #pragma GCC unroll 2
         for (int j = 0; j < kDigits; ++j) {
-          const Ints digit = hn::Set(d32, x[t * steps].digits[q][j]);
 #pragma GCC unroll 2
-          for (int i = 0; i < kVectors; ++i) dot_bytes(sum[t][i][j], v[i], digit);
+          for (int i = 0; i < kVectors; ++i) dot_digit(sum[t][i][j], v[i], x[t * steps], q, j);
         }
       }
     }
@@ -334,7 +369,7 @@ struct Scratch {
 
 template <class Block>
 void linear(const LinearArgs& a, const Share& share) {
-  const Part part(a, share, HWY_TARGET == HWY_AVX3 ? Costs{148, 320, 35} : Costs{62, 140, 18});
+  const Part part(a, share, kCosts);
   if (part.empty()) return;
   const Scratch sizes(a.in, copy_bytes<Block>(a.in));
   auto* packed = reinterpret_cast<uint8_t*>(share.scratch);
@@ -347,13 +382,13 @@ void linear(const LinearArgs& a, const Share& share) {
 
 }  // namespace
 
-void LinearVnni(const LinearArgs& a, const Share& share) {
+void LinearDot(const LinearArgs& a, const Share& share) {
   if (a.weight_dtype == DType::kQ8_0) return linear<Q8Block>(a, share);
   if (a.weight_dtype == DType::kQ4_0) return linear<Q4Block>(a, share);
   Linear(a, share);
 }
 
-int64_t LinearVnniScratch(int64_t in, DType dtype) {
+int64_t LinearDotScratch(int64_t in, DType dtype) {
   if (!is_quantised(dtype)) return LinearScratch(in, dtype);
   const Scratch sizes(in, dtype == DType::kQ8_0 ? copy_bytes<Q8Block>(in) : copy_bytes<Q4Block>(in));
   return (sizes.packed + sizes.copy + sizes.tokens) / static_cast<int64_t>(sizeof(float));
@@ -361,6 +396,33 @@ int64_t LinearVnniScratch(int64_t in, DType dtype) {
 
 }  // namespace HWY_NAMESPACE
 }  // namespace m4j
+#if HWY_TARGET == HWY_NEON
+HWY_POP_ATTRIBUTES
+#endif
 HWY_AFTER_NAMESPACE();
+
+#elif HWY_TARGET == HWY_SVE_256
+
+namespace m4j {
+namespace N_NEON {
+void LinearDot(const LinearArgs&, const Share&);
+int64_t LinearDotScratch(int64_t in, DType weight_dtype);
+}  // namespace N_NEON
+
+namespace HWY_NAMESPACE {
+
+void Linear(const LinearArgs&, const Share&);
+int64_t LinearScratch(int64_t in, DType weight_dtype);
+
+void LinearDot(const LinearArgs& a, const Share& share) {
+  is_quantised(a.weight_dtype) ? N_NEON::LinearDot(a, share) : Linear(a, share);
+}
+
+int64_t LinearDotScratch(int64_t in, DType dtype) {
+  return is_quantised(dtype) ? N_NEON::LinearDotScratch(in, dtype) : LinearScratch(in, dtype);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace m4j
 
 #endif
