@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the native library for 64-bit ARM on an x86-64 machine and runs its tests in an emulator, of processors with and
-# without SVE of 256 bits and dot products of bytes. Slow, and for changes in native/src/ops/cpu; on an ARM machine
+# Builds the native library for 64-bit ARM on an x86-64 machine and runs its tests in an emulator, of processors with
+# and without SVE of 256 bits and dot products of bytes. Slow, and for changes in native/src/ops/cpu; on an ARM machine
 # scripts/test.sh does it all.
 set -euo pipefail
 # shellcheck source=scripts/setup.sh

@@ -133,7 +133,8 @@ HWY_INLINE void transpose4(Ints (&v)[4]) {
   v[3] = hn::BitCast(d, hn::InterleaveUpper(dw, b, e));
 }
 
-// The bytes of a block, and its codes: without sign on x86, whose products want them so. kZero is the one of a weight of 0.
+// The bytes of a block, and its codes: without sign on x86, whose products want them so. kZero is the one of a weight
+// of 0.
 struct Q8Block {
   static constexpr int64_t kBytes = 34;
   static constexpr int32_t kZero = HWY_ARCH_X86 ? 128 : 0;

@@ -1,5 +1,5 @@
-// Linear of weights in blocks (Q8_0, Q4_0) on dot products of bytes: VNNI of AVX-512 or AVX2, ARM's dotprod, which SVE of
-// 256 bits borrows from NEON. See blocks-inl.h.
+// Linear of weights in blocks (Q8_0, Q4_0) on dot products of bytes: VNNI of AVX-512 or AVX2, or ARM's dotprod, which
+// SVE of 256 bits borrows from NEON. See blocks-inl.h.
 //
 // A vector holds kRows outputs. Few tokens meet the codes on their way from memory, more of them a copy in the order of
 // use.
@@ -254,8 +254,8 @@ HWY_NOINLINE void multiply(const WeightStep<kVectors>* w, const TokenStep* x, in
 #pragma GCC unroll 2
       for (int i = 0; i < kVectors; ++i) {
         float* acc = c + (t * kVectors + i) * kRows;
-        hn::Store(add_block(hn::Load(VecTag(), acc), sum[t][i][0], sum[t][i][1], hn::Load(VecTag(), w->scales[i]), unit),
-                  VecTag(), acc);
+        const Vec scale = hn::Load(VecTag(), w->scales[i]);
+        hn::Store(add_block(hn::Load(VecTag(), acc), sum[t][i][0], sum[t][i][1], scale, unit), VecTag(), acc);
       }
     }
   }

@@ -1,5 +1,5 @@
-// What the matrix products beyond Highway's operations share, on dot products of bytes, AVX-512 and AMX: sizes, lanes, and
-// a team's shares of tokens x outputs. A step is 32 of `in`, the depth of a product.
+// What the matrix products beyond Highway's operations share, on dot products of bytes, AVX-512 and AMX: sizes, lanes,
+// and a team's shares of tokens x outputs. A step is 32 of `in`, the depth of a product.
 #include "ops/ops.h"
 
 #if defined(__x86_64__)

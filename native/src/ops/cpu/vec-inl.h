@@ -28,8 +28,8 @@ inline constexpr int64_t kLanes = HWY_LANES(float);
 
 HWY_INLINE int64_t round_up(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
-// The n < kLanes floats at p, then zeros. Masks of AVX2, AVX-512 and SVE touch nothing beyond; elsewhere the vector goes
-// through memory, where wide loads wait for narrow stores.
+// The n < kLanes floats at p, then zeros. Masks of AVX2, AVX-512 and SVE touch nothing beyond; elsewhere the vector
+// goes through memory, where wide loads wait for narrow stores.
 #if (HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2) || HWY_TARGET == HWY_SVE_256
 HWY_INLINE Vec load_part(const float* p, int64_t n) {
   namespace hn = hwy::HWY_NAMESPACE;

@@ -43,7 +43,9 @@ struct F32Weight {
 struct Bf16Weight {
   static constexpr int kVectors = 1;
   static constexpr int64_t offset(int64_t k) { return k * 2; }
-  static HWY_INLINE void load(const uint8_t* p, ArrayVec (&v)[1]) { v[0] = widen_bf16(reinterpret_cast<const uint16_t*>(p)); }
+  static HWY_INLINE void load(const uint8_t* p, ArrayVec (&v)[1]) {
+    v[0] = widen_bf16(reinterpret_cast<const uint16_t*>(p));
+  }
   static HWY_INLINE Vec load_part(const uint8_t* p, int64_t n) { return widen_bf16(PartOf16Bits(p, n).lanes); }
   static float widen(const uint8_t* p) { return bf16_to_f32(*reinterpret_cast<const uint16_t*>(p)); }
 };
@@ -51,7 +53,9 @@ struct Bf16Weight {
 struct F16Weight {
   static constexpr int kVectors = 1;
   static constexpr int64_t offset(int64_t k) { return k * 2; }
-  static HWY_INLINE void load(const uint8_t* p, ArrayVec (&v)[1]) { v[0] = widen_f16(reinterpret_cast<const uint16_t*>(p)); }
+  static HWY_INLINE void load(const uint8_t* p, ArrayVec (&v)[1]) {
+    v[0] = widen_f16(reinterpret_cast<const uint16_t*>(p));
+  }
   static HWY_INLINE Vec load_part(const uint8_t* p, int64_t n) { return widen_f16(PartOf16Bits(p, n).lanes); }
   static float widen(const uint8_t* p) { return f16_to_f32(*reinterpret_cast<const uint16_t*>(p)); }
 };
