@@ -27,7 +27,7 @@
 #define M4J_BLOCKS_INL_H_
 #endif
 
-#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_NEON
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2 || (HWY_ARCH_ARM_A64 && HWY_TARGET != HWY_SVE_256)
 HWY_BEFORE_NAMESPACE();
 namespace m4j {
 namespace HWY_NAMESPACE {
@@ -106,7 +106,7 @@ class RowsOfBytes {
 
 // Block b of 128 bits: 16 bytes at `offset` in row first + 4 b.
 HWY_INLINE Ints load_column(const RowsOfBytes& rows, int first, int64_t offset) {
-#if HWY_TARGET == HWY_NEON
+#if HWY_ARCH_ARM_A64
   return Ints{vreinterpretq_s32_u8(vld1q_u8(rows[first] + offset))};
 #else
   const auto row = [&](int r) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[r] + offset)); };
@@ -193,7 +193,7 @@ struct Q4Block {
 
 // The scales of kRows blocks.
 HWY_INLINE Vec load_scales(const RowsOfBytes& rows) {
-#if HWY_TARGET == HWY_NEON
+#if HWY_ARCH_ARM_A64
   uint16x4_t halves{};
 #pragma GCC unroll 4
   for (int r = 0; r < 4; ++r) std::memcpy(reinterpret_cast<uint16_t*>(&halves) + r, rows[r], sizeof(uint16_t));

@@ -14,10 +14,10 @@
 #include "hwy/highway.h"
 #include "ops/cpu/blocks-inl.h"
 
-#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_NEON
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2 || (HWY_ARCH_ARM_A64 && HWY_TARGET != HWY_SVE_256)
 
 HWY_BEFORE_NAMESPACE();
-#if HWY_TARGET == HWY_NEON
+#if HWY_ARCH_ARM_A64
 HWY_PUSH_ATTRIBUTES("arch=armv8.2-a+crypto+dotprod")
 #endif
 namespace m4j {
@@ -54,7 +54,7 @@ struct alignas(64) WeightStep {
 HWY_INLINE void dot_bytes(Ints& sum, Ints a, Ints b) {
 #if HWY_TARGET == HWY_AVX3
   asm("vpdpbusd %2, %1, %0" : "+v"(sum.raw) : "v"(a.raw), "v"(b.raw));
-#elif HWY_TARGET == HWY_NEON
+#elif HWY_ARCH_ARM_A64
   sum.raw = vdotq_s32(sum.raw, vreinterpretq_s8_s32(a.raw), vreinterpretq_s8_s32(b.raw));
 #else
   asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum.raw) : "x"(a.raw), "x"(b.raw));
@@ -63,7 +63,7 @@ HWY_INLINE void dot_bytes(Ints& sum, Ints a, Ints b) {
 
 // The same of digit j of quad q, for all outputs. ARM takes it from its place among others.
 HWY_INLINE void dot_digit(Ints& sum, Ints codes, const TokenStep& x, int64_t q, int64_t j) {
-#if HWY_TARGET == HWY_NEON
+#if HWY_ARCH_ARM_A64
   const int8x16_t c = vreinterpretq_s8_s32(codes.raw), quads = vreinterpretq_s8_s32(vld1q_s32(x.digits[q - q % 2]));
   switch (q % 2 * kDigits + j) {
     case 0: sum.raw = vdotq_laneq_s32(sum.raw, c, quads, 0); break;
@@ -83,7 +83,7 @@ HWY_INLINE void split_step(const float* x, Vec factor, int32_t start, TokenStep*
   const auto digits = [&](int64_t k) { return digits_of(hn::LoadU(VecTag(), x + k), factor).raw; };
   int32_t* HWY_RESTRICT to = *out->digits;
   Ints sums = hn::Zero(d);  // of digits 0 and 1 in turn
-#if HWY_TARGET == HWY_NEON
+#if HWY_ARCH_ARM_A64
   constexpr uint8_t kByDigit[16] = {0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15};
   const uint8x16_t by_digit = vld1q_u8(kByDigit);
 #pragma GCC unroll 4
@@ -397,7 +397,7 @@ int64_t LinearDotScratch(int64_t in, DType dtype) {
 
 }  // namespace HWY_NAMESPACE
 }  // namespace m4j
-#if HWY_TARGET == HWY_NEON
+#if HWY_ARCH_ARM_A64
 HWY_POP_ATTRIBUTES
 #endif
 HWY_AFTER_NAMESPACE();
