@@ -141,7 +141,7 @@ struct Q8Block {
 
   // The codes of kRows outputs: v[q] is quad q of them.
   static HWY_INLINE void load_quads(const RowsOfBytes& rows, Ints (&v)[kQuads]) {
-    const Ints sign = hn::Set(IntTag(), kZero * 0x01010101);
+    const Ints sign = hn::Set(IntTag(), static_cast<int32_t>(kZero * 0x01010101u));
 #if HWY_TARGET == HWY_AVX3  // half as many loads
     const auto row = [&](int r) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows[r] + kScaleBytes)); };
     Ints u[2][4];  // u[i][j]: quads j and j + 4
