@@ -81,8 +81,9 @@ M4J_API const char* m4j_version(void);
 M4J_API int64_t m4j_native_bytes(void);
 
 /* Instruction sets that this build holds and this processor can run, best first, such as "amx avx3_bf16 avx3_vnni avx3
- * avx2 sse4 reference". "amx" is offered where Linux grants the process the matrix registers; asking for them, once, is
- * the only thing that this does to the process. Static storage. */
+ * avx2_vnni avx2 sse4 reference" or, on ARM, "sve_256_dotprod sve_256 neon_dotprod neon reference". "amx" is offered
+ * where Linux grants the process the matrix registers; asking for them, once, is the only thing that this does to the
+ * process. SVE is offered where its vectors have 256 bits in the thread that first asks. Static storage. */
 M4J_API const char* m4j_simd_targets(void);
 
 /* ---- Tensors ------------------------------------------------------------------------------------------------- */
@@ -458,9 +459,9 @@ typedef struct m4j_rms_norm_args {
 M4J_API m4j_status m4j_rms_norm(m4j_engine* engine, const m4j_rms_norm_args* args, m4j_error* err);
 
 /* out = x weight^T + bias, as if the weight were widened to float32. Only where the instruction set is "amx",
- * "avx3_bf16" or "avx3_vnni" and the weight Q8_0 or Q4_0, the 32 numbers of x that meet a block are rounded to 16 bits
- * in a unit of their own, that of the largest, which changes out by about 3e-5 of its norm. On the CPU each row has the
- * same bits alone and among others. */
+ * "avx3_bf16" or one that ends in "_vnni" or "_dotprod", and the weight Q8_0 or Q4_0, the 32 numbers of x that meet a
+ * block are rounded to 16 bits in a unit of their own, that of the largest, which changes out by about 3e-5 of its norm.
+ * On the CPU each row has the same bits alone and among others. */
 typedef struct m4j_linear_args {
   uint64_t struct_size;
   m4j_tensor x;      /* [rows, in], rows contiguous */

@@ -70,6 +70,9 @@ std::vector<Target> runnable_targets() {
   all.push_back({"avx2", N_AVX2::EvaluateMath, N_AVX2::WidenHalves});
   all.push_back({"sse4", N_SSE4::EvaluateMath, N_SSE4::WidenHalves});
 #else
+#if HWY_TARGETS & HWY_SVE_256
+  all.push_back({"sve_256", N_SVE_256::EvaluateMath, N_SVE_256::WidenHalves});
+#endif
   all.push_back({"neon", HWY_NAMESPACE::EvaluateMath, HWY_NAMESPACE::WidenHalves});
 #endif
   std::erase_if(all, [](const Target& t) { return find_ops(t.name.c_str()) == nullptr; });

@@ -145,7 +145,7 @@ M4J_OP_TEST_SUITE(QuantisedWeights);
 // Some instruction sets add codes times activations of 16 bits in integers.
 bool adds_integers(const Ops& ops) {
   const std::string name = ops.name;
-  return name == "amx" || name == "avx3_bf16" || name == "avx3_vnni";
+  return name == "amx" || name == "avx3_bf16" || name.ends_with("_vnni") || name.ends_with("_dotprod");
 }
 constexpr double kOf16Bits = 1e-4;
 double allowed(const Ops& ops, int64_t in) { return adds_integers(ops) ? kOf16Bits : tolerance(in); }

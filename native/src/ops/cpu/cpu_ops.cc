@@ -7,6 +7,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#ifdef __aarch64__
+#include <sys/auxv.h>
+#include <sys/prctl.h>
+#endif
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/cpu/cpu_ops.cc"
@@ -30,9 +34,11 @@ void Sample(const SampleArgs&, const Share&);
 int64_t SsdChunkScratch(int64_t headdim, int64_t d_state, int64_t chunk_size);
 int64_t LinearScratch(int64_t in, DType weight_dtype);
 int64_t SampleScratch(int64_t vocab_size);
+#if HWY_TARGET != HWY_SSE4
+void LinearDot(const LinearArgs&, const Share&);
+int64_t LinearDotScratch(int64_t in, DType weight_dtype);
+#endif
 #if HWY_TARGET == HWY_AVX3
-void LinearVnni(const LinearArgs&, const Share&);
-int64_t LinearVnniScratch(int64_t in, DType weight_dtype);
 void LinearBf16(const LinearArgs&, const Share&);
 int64_t LinearBf16Scratch(int64_t in, DType weight_dtype);
 #endif
@@ -43,22 +49,24 @@ int64_t LinearAmxScratch(int64_t in, DType weight_dtype);
 
 namespace {
 
-constexpr const char* kName =
+// Without and with dot products of bytes.
 #if HWY_TARGET == HWY_AVX3
-    "avx3";
+constexpr const char *kName = "avx3", *kDotName = "avx3_vnni";
 #elif HWY_TARGET == HWY_AVX2
-    "avx2";
+constexpr const char *kName = "avx2", *kDotName = "avx2_vnni";
 #elif HWY_TARGET == HWY_SSE4
-    "sse4";
+constexpr const char* kName = "sse4";
+#elif HWY_TARGET == HWY_SVE_256
+constexpr const char *kName = "sve_256", *kDotName = "sve_256_dotprod";
 #else
-    "neon";
+constexpr const char *kName = "neon", *kDotName = "neon_dotprod";
 #endif
 
 constexpr Ops kOps = {kName,    Embedding, RmsNorm,    Linear, Conv1d,          SelectiveScan, SsdStep,
                       SsdChunk, Softmax,   LogSoftmax, Sample, SsdChunkScratch, LinearScratch, SampleScratch};
 
 // kOps with other matrix products.
-#if HWY_TARGET == HWY_AVX3
+#if HWY_TARGET != HWY_SSE4
 constexpr Ops with_linear(const char* name, decltype(Ops::linear) linear, decltype(Ops::linear_scratch) scratch) {
   Ops ops = kOps;
   ops.name = name;
@@ -67,7 +75,9 @@ constexpr Ops with_linear(const char* name, decltype(Ops::linear) linear, declty
   return ops;
 }
 
-constexpr Ops kVnniOps = with_linear("avx3_vnni", LinearVnni, LinearVnniScratch);
+constexpr Ops kDotOps = with_linear(kDotName, LinearDot, LinearDotScratch);
+#endif
+#if HWY_TARGET == HWY_AVX3
 constexpr Ops kBf16Ops = with_linear("avx3_bf16", LinearBf16, LinearBf16Scratch);
 #if M4J_AMX
 constexpr Ops kAmxOps = with_linear("amx", LinearAmx, LinearAmxScratch);
@@ -77,8 +87,10 @@ constexpr Ops kAmxOps = with_linear("amx", LinearAmx, LinearAmxScratch);
 }  // namespace
 
 const Ops& TargetOps() { return kOps; }
+#if HWY_TARGET != HWY_SSE4
+const Ops& DotOps() { return kDotOps; }
+#endif
 #if HWY_TARGET == HWY_AVX3
-const Ops& VnniOps() { return kVnniOps; }
 const Ops& Bf16Ops() { return kBf16Ops; }
 #if M4J_AMX
 const Ops& AmxOps() { return kAmxOps; }
@@ -91,15 +103,23 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 namespace m4j {
-
-#ifdef __x86_64__
 namespace {
 
-// Products of bfloat16 pairs.
-bool have_bf16() {
-  constexpr unsigned kBf16 = 1u << 5;  // CPUID, leaf 7.1, EAX
+#if HWY_TARGETS & HWY_SVE_256
+// The processor has SVE, with vectors of 256 bits in this thread and those that it starts.
+bool have_sve_256() {
+  const int length = prctl(PR_SVE_GET_VL);
+  return length >= 0 && (length & PR_SVE_VL_LEN_MASK) == 32;
+}
+#endif
+
+#ifdef __x86_64__
+// Of CPUID, leaf 7.1, EAX: dot products of bytes without AVX-512, products of bfloat16 pairs with it.
+constexpr unsigned kAvxVnni = 1u << 4, kAvx512Bf16 = 1u << 5;
+
+bool have(unsigned feature) {
   unsigned a, b, c, d;
-  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & kBf16) != 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & feature) != 0;
 }
 
 #if M4J_AMX
@@ -113,9 +133,9 @@ bool have_amx() {
          syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 #endif
+#endif
 
 }  // namespace
-#endif
 
 #if (HWY_TARGETS & ~(HWY_AVX3 | HWY_AVX2 | HWY_SSE4)) && HWY_ARCH_X86
 #error "Highway is set to a target that the detection below does not know."
@@ -135,16 +155,26 @@ int cpu_ops(const Ops** list) {
                     __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                     __builtin_cpu_supports("avx512vl");
   const bool vnni = avx3 && __builtin_cpu_supports("avx512vnni");
-  const bool bf16 = vnni && have_bf16();
+  const bool bf16 = vnni && have(kAvx512Bf16);
+  const bool avx2_vnni = avx2 && have(kAvxVnni);
 #if M4J_AMX
   if (bf16 && have_amx()) list[count++] = &N_AVX3::AmxOps();
 #endif
   if (bf16) list[count++] = &N_AVX3::Bf16Ops();
-  if (vnni) list[count++] = &N_AVX3::VnniOps();
+  if (vnni) list[count++] = &N_AVX3::DotOps();
   if (avx3) list[count++] = &N_AVX3::TargetOps();
+  if (avx2_vnni) list[count++] = &N_AVX2::DotOps();
   if (avx2) list[count++] = &N_AVX2::TargetOps();
   if (sse4) list[count++] = &N_SSE4::TargetOps();
-#else  // the one target is the processor's base
+#else
+  const bool dotprod = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#if HWY_TARGETS & HWY_SVE_256
+  const bool sve_256 = have_sve_256();
+  if (sve_256 && dotprod) list[count++] = &N_SVE_256::DotOps();
+  if (sve_256) list[count++] = &N_SVE_256::TargetOps();
+#endif
+  if (dotprod) list[count++] = &HWY_NAMESPACE::DotOps();
+  // NEON, which every processor has.
   list[count++] = &HWY_NAMESPACE::TargetOps();
 #endif
   return count;

@@ -5,7 +5,7 @@
 
 namespace m4j {
 
-inline constexpr int kMaxCpuOps = 7;
+inline constexpr int kMaxCpuOps = 8;
 
 // Whether the build holds the ops for x86-64's matrix units, which only Linux is asked for.
 #if defined(__x86_64__) && defined(__linux__)

@@ -22,7 +22,7 @@ void embedding(const EmbeddingArgs& a, const Share& share) {
     float* out = a.out + t * a.ld_out;
     int64_t k = 0;
     for (; k + kStep <= a.d_model; k += kStep) {
-      Vec v[W::kVectors];
+      ArrayVec v[W::kVectors];
       W::load(row + W::offset(k), v);
       for (int i = 0; i < W::kVectors; ++i) hn::StoreU(v[i], VecTag(), out + k + i * kLanes);
     }

@@ -65,9 +65,9 @@ struct Rows {
 
 // acc += the products of one step, whose weights lie at `offset` in each row.
 template <class W, int MT, int NT>
-HWY_INLINE void step(Vec* HWY_RESTRICT acc, const float* HWY_RESTRICT x, int64_t ld_x, const Rows<NT>& rows,
+HWY_INLINE void step(ArrayVec* HWY_RESTRICT acc, const float* HWY_RESTRICT x, int64_t ld_x, const Rows<NT>& rows,
                      int64_t offset) {
-  Vec wv[NT][W::kVectors];
+  ArrayVec wv[NT][W::kVectors];
 #pragma GCC unroll 8
   for (int j = 0; j < NT; ++j) W::load(rows.p[j] + offset, wv[j]);
 #pragma GCC unroll 8
@@ -92,7 +92,7 @@ HWY_NOINLINE void tile(const Operands& a, const uint8_t* HWY_RESTRICT w) {
   constexpr int64_t kStepBytes = W::offset(kStep) * (kPacked ? NT : 1);
   constexpr int64_t kLineSteps = std::max<int64_t>(1, kLineBytes / kStepBytes);
   const VecTag d;
-  Vec acc[kPadded];
+  ArrayVec acc[kPadded];
 #pragma GCC unroll 32
   for (int i = 0; i < kPadded; ++i) acc[i] = hn::Zero(d);
 
@@ -126,7 +126,7 @@ HWY_NOINLINE void tile(const Operands& a, const uint8_t* HWY_RESTRICT w) {
   if constexpr (W::kVectors == 1) {
     if (whole < a.in) {  // the last, partial vector, filled up with zeros
       const int64_t rest = a.in - whole;
-      Vec wv[NT];
+      ArrayVec wv[NT];
 #pragma GCC unroll 8
       for (int j = 0; j < NT; ++j) wv[j] = W::load_part(rows.p[j] + offset, rest);
 #pragma GCC unroll 8
@@ -144,7 +144,7 @@ HWY_NOINLINE void tile(const Operands& a, const uint8_t* HWY_RESTRICT w) {
     for (int i = 0; i < MT; ++i) {
 #pragma GCC unroll 2
       for (int j = 0; j < NT; j += 4) {
-        const Vec* v = acc + i * NT + j;
+        const ArrayVec* v = acc + i * NT + j;
         float* out = a.out + i * a.ld_out + j;
         sum_lanes4(v[0], v[1], v[2], v[3], out);
         if (a.bias != nullptr) hn::StoreU(hn::Add(hn::LoadU(d4, out), hn::LoadU(d4, a.bias + j)), d4, out);
@@ -215,7 +215,7 @@ void pack_rows(const uint8_t* HWY_RESTRICT w, int64_t row_bytes, int64_t in, flo
   int64_t k = 0;
   for (; k + kStep <= in; k += kStep, out += NT * kStep) {
     for (int j = 0; j < NT; ++j) {
-      Vec v[W::kVectors];
+      ArrayVec v[W::kVectors];
       W::load(w + j * row_bytes + W::offset(k), v);
       for (int i = 0; i < W::kVectors; ++i) hn::Store(v[i], VecTag(), out + (i * NT + j) * kLanes);
     }

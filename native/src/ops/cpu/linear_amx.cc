@@ -28,8 +28,8 @@ namespace HWY_NAMESPACE {
 
 void Linear(const LinearArgs&, const Share&);
 int64_t LinearScratch(int64_t in, DType weight_dtype);
-void LinearVnni(const LinearArgs&, const Share&);
-int64_t LinearVnniScratch(int64_t in, DType weight_dtype);
+void LinearDot(const LinearArgs&, const Share&);
+int64_t LinearDotScratch(int64_t in, DType weight_dtype);
 void LinearAmxQ8(const LinearArgs&, const Share&);
 int64_t LinearAmxQ8Scratch(int64_t in);
 
@@ -298,14 +298,14 @@ void linear(const LinearArgs& a, const Share& share) {
 
 void LinearAmx(const LinearArgs& a, const Share& share) {
   if (a.weight_dtype == DType::kQ8_0) return LinearAmxQ8(a, share);
-  if (a.weight_dtype == DType::kQ4_0) return LinearVnni(a, share);
+  if (a.weight_dtype == DType::kQ4_0) return LinearDot(a, share);
   if (a.weight_dtype != DType::kBF16) return Linear(a, share);
   a.activation_type == DType::kBF16 ? linear<kRounded>(a, share) : linear<kExact>(a, share);
 }
 
 int64_t LinearAmxScratch(int64_t in, DType dtype) {
   if (dtype == DType::kQ8_0) return LinearAmxQ8Scratch(in);
-  if (dtype == DType::kQ4_0) return LinearVnniScratch(in, dtype);
+  if (dtype == DType::kQ4_0) return LinearDotScratch(in, dtype);
   if (dtype != DType::kBF16) return LinearScratch(in, dtype);
   const int64_t steps = steps_of(in);
   return (panel_strips(in) * (steps + 2) + 2 * steps * kExact) * kTileBytes / static_cast<int64_t>(sizeof(float));

@@ -16,8 +16,8 @@ HWY_BEFORE_NAMESPACE();
 namespace m4j {
 namespace HWY_NAMESPACE {
 
-void LinearVnni(const LinearArgs&, const Share&);
-int64_t LinearVnniScratch(int64_t in, DType weight_dtype);
+void LinearDot(const LinearArgs&, const Share&);
+int64_t LinearDotScratch(int64_t in, DType weight_dtype);
 
 namespace {
 
@@ -42,17 +42,17 @@ void split(const float* x, int64_t ld, int64_t tokens, int64_t steps, TokensStep
       transpose(v);
 #pragma GCC unroll 16
       for (int64_t i = 0; i < 16; ++i) {
-        largest = _mm512_max_epi32(largest, magnitude(v[i]));
+        largest = _mm512_max_epi32(largest, magnitude(Vec{v[i]}).raw);
         _mm512_store_ps(columns[half + i], v[i]);
       }
     }
-    __m512 unit;
-    const __m512 factor = to_integers(largest, &unit);
-    _mm512_store_ps(out->unit, unit);
+    Vec unit;
+    const Vec factor = to_integers(Ints{largest}, &unit);
+    _mm512_store_ps(out->unit, unit.raw);
     for (int64_t q = 0; q < kQuads; ++q) {
       __m512i d[4];
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) d[i] = digits_of(_mm512_load_ps(columns[4 * q + i]), factor);
+      for (int i = 0; i < 4; ++i) d[i] = digits_of(Vec{_mm512_load_ps(columns[4 * q + i])}, factor).raw;
 #pragma GCC unroll 2
       for (unsigned j = 0; j < kDigits; ++j) {
         __m512i quad = _mm512_setzero_si512();
@@ -79,9 +79,10 @@ void prefetch(const Strip<Q8Block>& w, int64_t step) {
 // c: [16 outputs, 16 tokens]. scales: [steps, 16 outputs]. ahead: whether to ask for the next strip.
 void multiply(const Strip<Q8Block>& w, const float* scales, const TokensStep* x, int64_t steps, bool ahead, float* c) {
   alignas(64) int32_t sums[kGroup][kDigits][kRows][16];
-  __m512 acc[kRows];
+  const IntTag d;
+  Vec acc[kRows];
 #pragma GCC unroll 16
-  for (int i = 0; i < kRows; ++i) acc[i] = _mm512_setzero_ps();
+  for (int i = 0; i < kRows; ++i) acc[i] = hn::Zero(VecTag());
   for (int64_t group = 0; group < steps; group += kGroup) {
     const int64_t count = std::min(kGroup, steps - group);
     for (int64_t s = 0; s < count; ++s) {
@@ -97,16 +98,16 @@ void multiply(const Strip<Q8Block>& w, const float* scales, const TokensStep* x,
       tile_store<1>(sums[s][1], kLineBytes);
     }
     for (int64_t s = 0; s < count; ++s) {
-      const __m512 unit = _mm512_load_ps(x[group + s].unit);
+      const Vec unit = hn::Load(VecTag(), x[group + s].unit);
       const float* scale = scales + (group + s) * kRows;
 #pragma GCC unroll 16
       for (int i = 0; i < kRows; ++i)
-        acc[i] = add_block(acc[i], _mm512_load_si512(sums[s][0][i]), _mm512_load_si512(sums[s][1][i]),
-                           _mm512_set1_ps(scale[i]), unit);
+        acc[i] = add_block(acc[i], hn::Load(d, sums[s][0][i]), hn::Load(d, sums[s][1][i]), hn::Set(VecTag(), scale[i]),
+                           unit);
     }
   }
 #pragma GCC unroll 16
-  for (int i = 0; i < kRows; ++i) _mm512_store_ps(c + 16 * i, acc[i]);
+  for (int i = 0; i < kRows; ++i) hn::Store(acc[i], VecTag(), c + 16 * i);
 }
 
 int64_t split_tiles(int64_t steps) {
@@ -127,7 +128,7 @@ void many_tokens(const LinearArgs& a, const Part& part, uint8_t* copy, float* sc
     for (int64_t n = part.begin; n < part.end; n += kRows) {
       const int64_t rows = std::min(kRows, part.end - n);
       const Strip<Q8Block> strip = strip_at<Q8Block>(a, n, rows, copy);
-      for (int64_t s = 0; s < steps; ++s) _mm512_store_ps(scales + s * kRows, load_scales(strip.rows(s)));
+      for (int64_t s = 0; s < steps; ++s) hn::Store(load_scales(strip.rows(s)), VecTag(), scales + s * kRows);
       for (int64_t t = first; t < last; t += kRows) {
         multiply(strip, scales, x + (t - first) / kRows * steps, steps, t == first, c);
         store_outputs<kRows>(a, c, t, std::min(kRows, last - t), n, rows);
@@ -139,7 +140,7 @@ void many_tokens(const LinearArgs& a, const Part& part, uint8_t* copy, float* sc
 }  // namespace
 
 void LinearAmxQ8(const LinearArgs& a, const Share& share) {
-  if (a.tokens == 1) return LinearVnni(a, share);
+  if (a.tokens == 1) return LinearDot(a, share);
   const Part part(a, share, {48, 210, 150});
   if (part.empty()) return;
   auto* copy = reinterpret_cast<uint8_t*>(share.scratch);
@@ -149,7 +150,7 @@ void LinearAmxQ8(const LinearArgs& a, const Share& share) {
 int64_t LinearAmxQ8Scratch(int64_t in) {
   const int64_t steps = in / kDepth, tokens = split_tiles(steps) * static_cast<int64_t>(sizeof(TokensStep));
   const int64_t bytes = copy_bytes<Q8Block>(in) + steps * (kRows * static_cast<int64_t>(sizeof(float)) + tokens);
-  return std::max(bytes / static_cast<int64_t>(sizeof(float)), LinearVnniScratch(in, DType::kQ8_0));
+  return std::max(bytes / static_cast<int64_t>(sizeof(float)), LinearDotScratch(in, DType::kQ8_0));
 }
 
 }  // namespace HWY_NAMESPACE

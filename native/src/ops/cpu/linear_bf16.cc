@@ -13,7 +13,7 @@
 #define HWY_TARGET_INCLUDE "ops/cpu/linear_bf16.cc"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
-#include "ops/cpu/avx512-inl.h"
+#include "ops/cpu/products-inl.h"
 #include "ops/cpu/vec-inl.h"
 
 #if defined(__x86_64__) && HWY_TARGET == HWY_AVX3
@@ -22,8 +22,8 @@ HWY_BEFORE_NAMESPACE();
 namespace m4j {
 namespace HWY_NAMESPACE {
 
-void LinearVnni(const LinearArgs&, const Share&);
-int64_t LinearVnniScratch(int64_t in, DType weight_dtype);
+void LinearDot(const LinearArgs&, const Share&);
+int64_t LinearDotScratch(int64_t in, DType weight_dtype);
 
 namespace {
 
@@ -154,11 +154,11 @@ void linear(const LinearArgs& a, const Share& share) {
 
 void LinearBf16(const LinearArgs& a, const Share& share) {
   if (a.weight_dtype == DType::kBF16 && a.activation_type == DType::kBF16) return linear(a, share);
-  LinearVnni(a, share);
+  LinearDot(a, share);
 }
 
 int64_t LinearBf16Scratch(int64_t in, DType dtype) {
-  const int64_t others = LinearVnniScratch(in, dtype);
+  const int64_t others = LinearDotScratch(in, dtype);
   if (dtype != DType::kBF16) return others;
   return std::max(others, block_tokens(in) * token_bytes(in) / static_cast<int64_t>(sizeof(float)));
 }

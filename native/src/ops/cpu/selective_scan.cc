@@ -43,7 +43,7 @@ HWY_INLINE void scan_states(const SelectiveScanArgs& a, Block& block, int64_t e,
                             const float* C, int64_t tokens, Span span) {
   const VecTag d;
   HWY_ALIGN float rate[kStates * kLanes];  // A log2(e)
-  Vec h[kStates];
+  ArrayVec h[kStates];
 #pragma GCC unroll 16
   for (int s = 0; s < kStates; ++s) {
     const int64_t at = (n + s) * a.d_inner + e;

@@ -42,7 +42,7 @@ constexpr int64_t kPanel = kCols * kLanes;
 HWY_INLINE int64_t round_up_to_panels(int64_t n) { return (n + kPanel - 1) / kPanel * kPanel; }
 
 template <int R, int NV>
-using Tile = Vec[R][NV];
+using Tile = ArrayVec[R][NV];
 
 // tile[r][v] += sum_k left[r, k] right[k, v], v from kFirst on, left with strides of rows and of k, right a panel.
 template <int R, int NV, int kFirst = 0>
@@ -50,7 +50,7 @@ HWY_INLINE void multiply_add(Tile<R, NV>& tile, const float* HWY_RESTRICT left, 
                              const float* HWY_RESTRICT right, int64_t count) {
   const VecTag d;
   for (int64_t k = 0; k < count; ++k, left += step, right += kPanel) {
-    Vec rv[NV];
+    ArrayVec rv[NV];
 #pragma GCC unroll 4
     for (int v = kFirst; v < NV; ++v) rv[v] = hn::LoadU(d, right + v * kLanes);
 #pragma GCC unroll 12

@@ -27,8 +27,8 @@ struct Head {
 };
 
 template <int kRows, class Span>
-HWY_INLINE void states(const Head& head, const Vec (&dx)[kRows], Vec decay, int64_t p, int64_t d_state, int64_t n,
-                       Vec (&y)[4], Span span) {
+HWY_INLINE void states(const Head& head, const ArrayVec (&dx)[kRows], Vec decay, int64_t p, int64_t d_state, int64_t n,
+                       ArrayVec (&y)[4], Span span) {
   const Vec b = span.load(head.B + n);
   const Vec c = span.load(head.C + n);
 #pragma GCC unroll 4
@@ -44,8 +44,8 @@ HWY_INLINE void states(const Head& head, const Vec (&dx)[kRows], Vec decay, int6
 template <int kRows>
 HWY_INLINE void rows(const Head& head, int64_t p, int64_t d_state) {
   const VecTag d;
-  Vec y[4] = {hn::Zero(d), hn::Zero(d), hn::Zero(d), hn::Zero(d)};
-  Vec dx[kRows];
+  ArrayVec y[4] = {hn::Zero(d), hn::Zero(d), hn::Zero(d), hn::Zero(d)};
+  ArrayVec dx[kRows];
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) dx[r] = hn::Set(d, head.dt * head.x[p + r]);
   const Vec decay = hn::Set(d, head.decay);

@@ -9,7 +9,7 @@
 #include <cstring>
 
 #include "hwy/highway.h"
-#include "ops/cpu/avx512-inl.h"
+#include "ops/cpu/products-inl.h"
 
 #if defined(M4J_TILES_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef M4J_TILES_INL_H_

@@ -18,13 +18,19 @@ namespace HWY_NAMESPACE {
 
 using VecTag = hwy::HWY_NAMESPACE::ScalableTag<float>;
 using Vec = hwy::HWY_NAMESPACE::Vec<VecTag>;
+// A Vec that can stand in an array: SVE's own types have no size. The build gives the compiler the width.
+#if HWY_TARGET == HWY_SVE_256
+typedef Vec ArrayVec __attribute__((arm_sve_vector_bits(256)));
+#else
+using ArrayVec = Vec;
+#endif
 inline constexpr int64_t kLanes = HWY_LANES(float);
 
 HWY_INLINE int64_t round_up(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
-// The n < kLanes floats at p, then zeros. Masks of AVX2 and AVX-512 touch nothing beyond; elsewhere the vector goes
-// through memory, where wide loads wait for narrow stores.
-#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2
+// The n < kLanes floats at p, then zeros. Masks of AVX2, AVX-512 and SVE touch nothing beyond; elsewhere the vector
+// goes through memory, where wide loads wait for narrow stores.
+#if (HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2) || HWY_TARGET == HWY_SVE_256
 HWY_INLINE Vec load_part(const float* p, int64_t n) {
   namespace hn = hwy::HWY_NAMESPACE;
   return hn::MaskedLoad(hn::FirstN(VecTag(), static_cast<size_t>(n)), VecTag(), p);
@@ -84,21 +90,41 @@ HWY_INLINE void sum_lanes4(Vec a, Vec b, Vec c, Vec e, float* HWY_RESTRICT sums)
       sums);
 }
 
+// kLanes integers of 8 or 16 bits as ones of 32 with the signedness of D.
+template <class D, typename T>
+HWY_INLINE hwy::HWY_NAMESPACE::Vec<D> load_wide(D d, const T* p) {
+  namespace hn = hwy::HWY_NAMESPACE;
+  return hn::PromoteTo(d, hn::LoadU(hn::Rebind<T, D>(), p));
+}
+
+#if HWY_TARGET == HWY_SVE_256  // whose loads widen
+HWY_INLINE svuint32_t load_wide(hwy::HWY_NAMESPACE::RebindToUnsigned<VecTag>, const uint16_t* p) {
+  return svld1uh_u32(svptrue_b32(), p);
+}
+HWY_INLINE svint32_t load_wide(hwy::HWY_NAMESPACE::RebindToSigned<VecTag>, const int8_t* p) {
+  return svld1sb_s32(svptrue_b32(), p);
+}
+HWY_INLINE svint32_t load_wide(hwy::HWY_NAMESPACE::RebindToSigned<VecTag>, const uint8_t* p) {
+  return svld1ub_s32(svptrue_b32(), p);
+}
+#endif
+
 // kLanes values of a 16-bit type to float32, exactly.
 HWY_INLINE Vec widen_bf16(const uint16_t* p) {
   namespace hn = hwy::HWY_NAMESPACE;
-  const hn::Rebind<uint16_t, VecTag> d16;
   const hn::RebindToUnsigned<VecTag> d32;
-  return hn::BitCast(VecTag(), hn::ShiftLeft<16>(hn::PromoteTo(d32, hn::LoadU(d16, p))));
+  return hn::BitCast(VecTag(), hn::ShiftLeft<16>(load_wide(d32, p)));
 }
 
 HWY_INLINE Vec widen_f16(const uint16_t* p) {
+#if HWY_TARGET == HWY_SVE_256
+  return svcvt_f32_f16_x(svptrue_b32(), svreinterpret_f16_u32(svld1uh_u32(svptrue_b32(), p)));
+#else
   namespace hn = hwy::HWY_NAMESPACE;
   const VecTag d;
-  const hn::Rebind<uint16_t, VecTag> d16;
 #if HWY_ARCH_X86 && HWY_TARGET >= HWY_SSE4  // no instruction; Highway's own code there has neither infinity nor NaN
   const hn::RebindToUnsigned<VecTag> d32;
-  const auto h = hn::PromoteTo(d32, hn::LoadU(d16, p));
+  const auto h = load_wide(d32, p);
   const auto exponent = hn::And(h, hn::Set(d32, 0x7C00u));
   const auto magnitude = hn::ShiftLeft<13>(hn::And(h, hn::Set(d32, 0x7FFFu)));
   // The exponent fields differ by 112, for infinity and NaN by twice as much.
@@ -111,8 +137,10 @@ HWY_INLINE Vec widen_f16(const uint16_t* p) {
   const auto bits = hn::BitCast(d32, hn::IfThenElse(is_subnormal, subnormal, normal));
   return hn::BitCast(d, hn::Or(bits, hn::ShiftLeft<16>(hn::And(h, hn::Set(d32, 0x8000u)))));
 #else
+  const hn::Rebind<uint16_t, VecTag> d16;
   const hn::Rebind<hwy::float16_t, VecTag> df16;
   return hn::PromoteTo(d, hn::BitCast(df16, hn::LoadU(d16, p)));
+#endif
 #endif
 }
 

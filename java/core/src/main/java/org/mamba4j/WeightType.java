@@ -8,8 +8,8 @@ import java.util.regex.Pattern;
  * head. Norms, biases, convolution, A and D keep the type that the checkpoint stores.
  *
  * <p>Sums are float32 or exact, and the state is float32 unless {@link StateType} says otherwise. Activations are
- * float32 on the CPU, but have 16 bits where {@link #INT8} and {@link #INT4} are added in integers, on AMX and
- * AVX-512 with VNNI, and may be rounded where they meet {@link #BF16} if {@link ActivationType} says so; on a GPU
+ * float32 on the CPU, but have 16 bits where {@link #INT8} and {@link #INT4} are added in integers, on AMX, VNNI and
+ * ARM's dot products, and may be rounded where they meet {@link #BF16} if {@link ActivationType} says so; on a GPU
  * they have the type of 16-bit matrices, and are bfloat16 with {@link #INT8} and {@link #INT4}.
  */
 public enum WeightType {

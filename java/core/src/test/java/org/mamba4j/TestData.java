@@ -78,7 +78,7 @@ public final class TestData {
 
   /** Whether an instruction set adds quantised weights times activations of 16 bits in integers. */
   public static boolean addsIntegers(String simdTarget) {
-    return List.of("amx", "avx3_bf16", "avx3_vnni").contains(simdTarget);
+    return simdTarget.matches("amx|avx3_bf16|.*_vnni|.*_dotprod");
   }
 
   /** How far the logits of quantised matrices may be from those of the same matrices widened, on an instruction set. */

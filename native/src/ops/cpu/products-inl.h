@@ -1,29 +1,31 @@
-// What the matrix products beyond Highway's operations share, AVX-512 and AMX: sizes, lanes, and a team's shares of
-// tokens x outputs. A step is 32 of `in`, the depth of a product.
+// What the matrix products beyond Highway's operations share, on dot products of bytes, AVX-512 and AMX: sizes, lanes,
+// and a team's shares of tokens x outputs. A step is 32 of `in`, the depth of a product.
 #include "ops/ops.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#endif
 
 #include <algorithm>
 #include <cstdint>
 
 #include "hwy/highway.h"
 
-#if defined(M4J_AVX512_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef M4J_AVX512_INL_H_
-#undef M4J_AVX512_INL_H_
+#if defined(M4J_PRODUCTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef M4J_PRODUCTS_INL_H_
+#undef M4J_PRODUCTS_INL_H_
 #else
-#define M4J_AVX512_INL_H_
+#define M4J_PRODUCTS_INL_H_
 #endif
 
-#if HWY_TARGET == HWY_AVX3
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2 || (HWY_ARCH_ARM_A64 && HWY_TARGET != HWY_SVE_256)
 HWY_BEFORE_NAMESPACE();
 namespace m4j {
 namespace HWY_NAMESPACE {
 
-constexpr int64_t kRows = 16, kDepth = 32, kLineBytes = 64;
+constexpr int64_t kRows = HWY_LANES(float), kDepth = 32, kLineBytes = 64;
 
+#if HWY_TARGET == HWY_AVX3
 HWY_INLINE __mmask16 first_lanes(int64_t n) { return static_cast<__mmask16>(n >= 16 ? 0xFFFF : (1 << n) - 1); }
 
 HWY_INLINE __m512i bits(__m512 v) { return _mm512_castps_si512(v); }
@@ -40,8 +42,9 @@ HWY_INLINE __m512i round_pairs(const float* p, int64_t n) {
   asm("vcvtne2ps2bf16 %1, %2, %0" : "=v"(v) : "v"(load_upto16(p, n)), "v"(load_upto16(p + 16, n - 16)));
   return v;
 }
+#endif
 
-// Cycles of a member for a step: 16 tokens x 16 outputs, preparing 16 tokens, preparing 16 outputs.
+// Cycles of a member for a step: kRows tokens x kRows outputs, preparing kRows tokens, preparing kRows outputs.
 struct Costs {
   int64_t products, tokens, outputs;
 };
@@ -71,7 +74,6 @@ struct Part {
 }  // namespace HWY_NAMESPACE
 }  // namespace m4j
 HWY_AFTER_NAMESPACE();
-#endif  // HWY_TARGET == HWY_AVX3
+#endif  // HWY_TARGET
 
-#endif  // M4J_AVX512_INL_H_
-#endif  // __x86_64__
+#endif  // M4J_PRODUCTS_INL_H_
