@@ -38,23 +38,14 @@ spoils a figure. --peers notices that and repeats the round.
 END
 }
 
-require_bench_tools() {
-  local missing=()
-  require_tools build
-  has_header CLI/CLI.hpp || missing+=(libcli11-dev)
-  has_header nlohmann/json.hpp || missing+=(nlohmann-json3-dev)
-  # The ceiling of matrix products; without it the library's own product takes its place, and the report says so.
-  ldconfig -p | grep -q 'libopenblas\.so\.0' || missing+=(libopenblas0-serial)
-  [[ ${#missing[@]} == 0 ]] || install_packages "${missing[@]}"
-}
-
 build_native_harness() {
-  require_bench_tools
+  require_tools bench
+  # The ceiling of matrix products; without it the library's own product takes its place, and the report says so.
+  ldconfig -p | grep -q 'libopenblas\.so\.0' || install_packages libopenblas0-serial
   say "Building m4j-bench"
-  { cmake -S "$ROOT/native" -B "$ROOT/build/bench" -G Ninja -DCMAKE_BUILD_TYPE=Release -DM4J_BUILD_BENCH=ON \
-    -DM4J_BUILD_TESTS=OFF && cmake --build "$ROOT/build/bench" --target m4j-bench -j "$(nproc)"; } >"$RESULTS/build.log" ||
+  "$ROOT/scripts/build-native.sh" --bench >"$RESULTS/build.log" 2>&1 ||
     { cat "$RESULTS/build.log" >&2 && die "m4j-bench could not be built; see above."; }
-  M4J_BENCH=$(find "$ROOT/build/bench" -name m4j-bench -type f -perm -u+x -print -quit)
+  M4J_BENCH=$ROOT/build/native/bin/m4j-bench
 }
 
 build_java_harness() {

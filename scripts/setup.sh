@@ -54,7 +54,8 @@ install_packages() {
   rm -f "$apt_log"
 }
 
-# require_tools build|test: the compiler, the build tools and the headers; for `test` what only the tests need too.
+# require_tools build|bench|test: the compiler, the build tools and the headers; for `bench` those of the benchmark
+# harness too, for `test` also what only the tests need.
 require_tools() {
   local missing=()
   has_command "${CXX:-g++}" || missing+=(g++)
@@ -63,6 +64,10 @@ require_tools() {
   has_command curl || missing+=(curl ca-certificates)
   has_command unzip || missing+=(unzip)
   has_header hwy/highway.h || missing+=(libhwy-dev)
+  if [[ $1 != build ]]; then
+    has_header CLI/CLI.hpp || missing+=(libcli11-dev)
+    has_header nlohmann/json.hpp || missing+=(nlohmann-json3-dev)
+  fi
   if [[ $1 == test ]]; then
     has_header gtest/gtest.h || missing+=(libgtest-dev)
     has_command shellcheck || missing+=(shellcheck)

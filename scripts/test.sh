@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sets up, builds and runs every test: scripts, native (plain and under sanitizers), Java, fuzzers. Where nvcc is, the
-# GPU part is compiled too.
+# Sets up, builds and runs every test: scripts, native (plain and under sanitizers), what the benchmark harness computes,
+# Java, fuzzers. Where nvcc is, the GPU part is compiled too.
 #
 #   scripts/test.sh          everything but the thread sanitizer
 #   scripts/test.sh --tsan   the thread sanitizer too
@@ -32,6 +32,12 @@ native_tests() {
   MAMBA4J_PRESET=$1 "$ROOT/scripts/build-native.sh" --tests &&
     ctest --test-dir "$ROOT/build/$2" --output-on-failure --parallel "$(nproc)" --no-tests=error
 }
+# Every operation and small models of all weights against the reference; nothing is timed.
+harness_tests() {
+  "$ROOT/scripts/build-native.sh" --tests --bench &&
+    "$ROOT/build/native/bin/m4j-bench" --check-only --models mamba-tiny,mamba2-tiny \
+      --dtypes f32,f16,bf16,int8,int4,bf16/bf16 --threads 1,2
+}
 script_tests() {
   (cd "$ROOT" && shellcheck --external-sources --severity=warning .ci/run scripts/*.sh scripts/mamba4j tests/scripts/*.sh) &&
     "$ROOT/tests/scripts/setup-test.sh"
@@ -41,6 +47,7 @@ step "Tools" require_tools test
 step "JDK" require_jdk
 step "Scripts" script_tests
 step "Native" native_tests release native
+step "Benchmark harness" harness_tests
 # The GPU part is compiled and linked for one architecture; scripts/gpu-check.sh tests it where there is a GPU.
 if has_command nvcc; then
   step "GPU" env MAMBA4J_CUDA_ARCHITECTURES="${MAMBA4J_CUDA_ARCHITECTURES:-90a-real}" \
