@@ -36,13 +36,14 @@ require_jdk
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 
-# fuzz MODULE CLASS METHOD: leaves METHOD.failed among the logs if the test found something.
+# fuzz MODULE CLASS METHOD: leaves METHOD.failed among the logs if the test found something. A run that ends clears
+# Surefire's folder of temporary files, which others may be starting from: each has its own.
 fuzz() {
   local log=$logs/$3.log
   say "Fuzzing $2.$3 for $seconds seconds"
   if JAZZER_FUZZ=1 JAZZER_MAX_DURATION="${seconds}s" maven test -pl "$1" -am -Dtest="$2#$3" \
-    -Dsurefire.failIfNoSpecifiedTests=false -Dsurefire.reportNameSuffix="$3" -Dmamba4j.test.jvmArgs="$jvm_args" \
-    >"$log" 2>&1 </dev/null; then
+    -Dsurefire.failIfNoSpecifiedTests=false -Dsurefire.reportNameSuffix="$3" -DtempDir="surefire-$3" \
+    -Dmamba4j.test.jvmArgs="$jvm_args" >"$log" 2>&1 </dev/null; then
     sed -n "s/^#[0-9]*[[:space:]]*DONE/    $3:&/p" "$log" >&2
   else
     touch "$logs/$3.failed"
