@@ -36,6 +36,11 @@ if [ ! -f "$dir/build.ninja" ] || is M4J_CUDA AUTO || { [ $tests = ON ] && ! is 
   { [ $bench = ON ] && ! is M4J_BUILD_BENCH ON; } ||
   { [ $cuda = ON ] && { ! is M4J_CUDA ON ||
     { [ -n "${MAMBA4J_CUDA_ARCHITECTURES:-}" ] && ! is M4J_CUDA_ARCHITECTURES "$MAMBA4J_CUDA_ARCHITECTURES"; }; }; }; then
+  if [ -f "$dir/build.ninja" ]; then  # what earlier calls have asked for stays
+    ! is M4J_BUILD_TESTS ON || tests=ON
+    ! is M4J_BUILD_BENCH ON || bench=ON
+    ! is M4J_CUDA ON || cuda=ON
+  fi
   cmake --preset "$preset" -DM4J_BUILD_TESTS=$tests -DM4J_BUILD_BENCH=$bench -DM4J_CUDA=$cuda \
     ${MAMBA4J_CUDA_ARCHITECTURES:+-DM4J_CUDA_ARCHITECTURES="$MAMBA4J_CUDA_ARCHITECTURES"}
 fi
