@@ -48,6 +48,17 @@ __device__ inline float warp_sum(float v) {
   return v;
 }
 
+// Of the lanes up to this one, which is one of the first kCount.
+template <int kCount = kWarp, typename T>
+__device__ T warp_running_sum(T v, int lane) {
+#pragma unroll
+  for (int lanes = 1; lanes < kCount; lanes *= 2) {
+    const T before = __shfl_up_sync(~0u, v, lanes);
+    if (lane >= lanes) v += before;
+  }
+  return v;
+}
+
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace m4j::cuda

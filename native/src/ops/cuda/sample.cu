@@ -58,16 +58,6 @@ __device__ uint64_t warp_reduce(uint64_t v, Op op) {
   return v;
 }
 
-// Of the lanes up to this one.
-__device__ uint64_t warp_running_sum(uint64_t v) {
-#pragma unroll
-  for (int lanes = 1; lanes < kWarp; lanes *= 2) {
-    const uint64_t other = __shfl_up_sync(~0u, v, lanes);
-    if (threadIdx.x % kWarp >= lanes) v += other;
-  }
-  return v;
-}
-
 class Row {
  public:
   __device__ Row(Shared& shared, uint32_t* recent, const float* logits)
@@ -173,7 +163,7 @@ class Row {
   __device__ uint64_t running_sum_of_warps(uint64_t v, uint64_t& total) {
     if (lane == 0) s.partials[warp] = v;
     __syncthreads();
-    const uint64_t of_warps = warp_running_sum(s.partials[lane]);
+    const uint64_t of_warps = warp_running_sum(s.partials[lane], lane);
     uint64_t running = __shfl_sync(~0u, of_warps, warp);
     const uint64_t* values = exchange(__shfl_sync(~0u, of_warps, kWarps - 1));
     total = 0;
@@ -295,7 +285,7 @@ class Row {
       a += static_cast<uint64_t>(high.x) << 32 | low.x;
       b += static_cast<uint64_t>(high.y) << 32 | low.y;
     }
-    const uint64_t running_in_warp = warp_running_sum(a + b);
+    const uint64_t running_in_warp = warp_running_sum(a + b, lane);
     const uint64_t of_warp = __shfl_sync(~0u, running_in_warp, kWarp - 1);
     uint64_t total = 0;
     const uint64_t running = running_sum_of_warps(of_warp, total) - of_warp + running_in_warp;
@@ -372,7 +362,7 @@ class Row {
       uint64_t mine[kVec], sum = 0;
 #pragma unroll
       for (int c = 0; c < kVec; ++c) sum += mine[c] = kept_weight(id + c, logits[c], least);
-      const uint64_t running = before + warp_running_sum(sum);
+      const uint64_t running = before + warp_running_sum(sum, lane);
       const unsigned beyond = __ballot_sync(~0u, running > target);
       before = __shfl_sync(~0u, running, kWarp - 1);
       if (beyond == 0) return false;

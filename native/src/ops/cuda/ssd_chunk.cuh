@@ -201,11 +201,7 @@ struct TimeSteps {
                          2 * lane + 1 < rows ? step(a, to_float(raw[1]) + head.dt_bias) : 0};
     using Sum = typename D::Sum;
     const Sum A = static_cast<Sum>(head.A) * static_cast<Sum>(1.4426950408889634);
-    Sum sum = dt[0] * A + dt[1] * A;
-    for (int offset = 1; offset < 32; offset *= 2) {
-      const Sum before = __shfl_up_sync(~0u, sum, offset);
-      if (lane >= offset) sum += before;
-    }
+    const Sum sum = warp_running_sum(dt[0] * A + dt[1] * A, lane);
     const Sum sums[2] = {sum - dt[1] * A, sum};
     // That of the last token there is, not of a sum that adds zeros in another order.
     const Sum last[2] = {__shfl_sync(~0u, sums[0], (rows - 1) / 2), __shfl_sync(~0u, sums[1], (rows - 1) / 2)};
@@ -252,11 +248,7 @@ __device__ void skip_forgotten(const SsdArgs& a, const Plan& plan, Work& work) {
 #pragma unroll
     for (int slab = 0; slab < kMaxSlabs; ++slab) {
       if (slab >= work.slabs) break;
-      float sum = lane < kBatch ? decays[slab][lane] : 0;
-      for (int offset = 1; offset < kBatch; offset *= 2) {
-        const float before = __shfl_up_sync(~0u, sum, offset);
-        if (lane >= offset) sum += before;
-      }
+      const float sum = warp_running_sum<kBatch>(lane < kBatch ? decays[slab][lane] : 0, lane);
       forgotten = forgotten && after[slab] + sum <= kForgotten;
       after[slab] += __shfl_sync(~0u, sum, kBatch - 1);
     }
