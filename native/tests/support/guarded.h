@@ -3,14 +3,11 @@
 #pragma once
 
 #include <gtest/gtest.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <limits>
-#include <stdexcept>
 #include <utility>
 #include <vector>
 
@@ -32,13 +29,43 @@ inline constexpr Layout kLayouts[] = {{Placement::kEndsAtGuard, 0},
                                       {Placement::kBeginsAtGuard, 0},
                                       {Placement::kMisaligned, 1}};
 
+// `inner` bytes, a multiple of the page size, between two pages that may not be touched. Whole pages are kept for the
+// next matrix of their size: fresh ones cost many times more than what the tests do with them.
+class GuardedPages {
+ public:
+  GuardedPages() = default;
+  explicit GuardedPages(size_t inner);
+  GuardedPages(GuardedPages&& other) noexcept { swap(other); }
+  GuardedPages& operator=(GuardedPages&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+  ~GuardedPages();
+
+  static size_t page_size();
+  void make_read_only();
+  std::byte* begin() const { return begin_; }  // nullptr: none
+  std::byte* end() const { return begin_ + inner_; }
+
+ private:
+  void swap(GuardedPages& other) noexcept {
+    std::swap(begin_, other.begin_);
+    std::swap(inner_, other.inner_);
+    std::swap(read_only_, other.read_only_);
+  }
+
+  std::byte* begin_ = nullptr;
+  size_t inner_ = 0;
+  bool read_only_ = false;
+};
+
 // [rows, cols] with row stride ld = cols + gap; nothing follows the last row. Absent (data() == nullptr) if empty.
 template <typename T>
 class Guarded {
  public:
   static Guarded input(const std::vector<T>& values, int64_t cols, const Layout& layout) {
     Guarded m = inout(values, cols, layout);
-    if (m.pages_ && mprotect(m.pages_ + m.page_, m.inner_, PROT_READ) != 0) throw std::runtime_error("mprotect");
+    m.pages_.make_read_only();
     return m;
   }
   static Guarded inout(const std::vector<T>& values, int64_t cols, const Layout& layout) {
@@ -55,16 +82,8 @@ class Guarded {
     return *this;
   }
   ~Guarded() {
-    if (!pages_) return;
-    check();
-    munmap(pages_, inner_ + 2 * page_);
-  }
-
-  // As if new, for another run: fresh pages cost many times more.
-  void poison() {
-    if (!pages_) return;
-    check();
-    std::memset(pages_ + page_, kPoison, inner_);
+    if (!data_) return;
+    EXPECT_TRUE(rest_untouched()) << "written outside the rows of a [" << rows_ << ", " << cols_ << "] matrix";
   }
 
   T* data() const { return data_; }
@@ -76,57 +95,46 @@ class Guarded {
   }
 
  private:
-  static constexpr unsigned char kPoison = 0xff;  // a NaN in every float format
+  static constexpr std::byte kPoison{0xff};  // a NaN in every float format
 
   Guarded(int64_t rows, int64_t cols, const Layout& layout) : rows_(rows), cols_(cols), ld_(cols + layout.gap) {
     if (rows * cols == 0) return;
     const size_t bytes = static_cast<size_t>((rows - 1) * ld_ + cols) * sizeof(T);
-    page_ = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-    inner_ = (bytes + sizeof(T) + page_ - 1) / page_ * page_;
-    void* p = mmap(nullptr, inner_ + 2 * page_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (p == MAP_FAILED) throw std::runtime_error("mmap");
-    pages_ = static_cast<std::byte*>(p);
-    std::byte* begin = pages_ + page_;
-    if (mprotect(begin, inner_, PROT_READ | PROT_WRITE) != 0) throw std::runtime_error("mprotect");
-    std::memset(begin, kPoison, inner_);
-    if (layout.placement == Placement::kEndsAtGuard) begin += inner_ - bytes;
+    const size_t page = GuardedPages::page_size();
+    pages_ = GuardedPages((bytes + sizeof(T) + page - 1) / page * page);
+    std::fill(pages_.begin(), pages_.end(), kPoison);
+    std::byte* begin = pages_.begin();
+    if (layout.placement == Placement::kEndsAtGuard) begin = pages_.end() - bytes;
     if (layout.placement == Placement::kMisaligned) begin += sizeof(T);
     data_ = reinterpret_cast<T*>(begin);
   }
 
   size_t row_bytes() const { return static_cast<size_t>(cols_) * sizeof(T); }
 
-  void check() const {
-    EXPECT_TRUE(rest_untouched()) << "written outside the rows of a [" << rows_ << ", " << cols_ << "] matrix";
-  }
-
   bool rest_untouched() const {
-    const std::byte* p = pages_ + page_;
+    const std::byte* p = pages_.begin();
     const std::byte* row = reinterpret_cast<const std::byte*>(data_);
     for (int64_t r = 0; r < rows_; ++r, row += static_cast<size_t>(ld_) * sizeof(T)) {
       for (; p < row; ++p) {
-        if (*p != std::byte{kPoison}) return false;
+        if (*p != kPoison) return false;
       }
       p = row + row_bytes();
     }
-    for (; p < pages_ + page_ + inner_; ++p) {
-      if (*p != std::byte{kPoison}) return false;
+    for (; p < pages_.end(); ++p) {
+      if (*p != kPoison) return false;
     }
     return true;
   }
 
   void swap(Guarded& other) noexcept {
     std::swap(pages_, other.pages_);
-    std::swap(page_, other.page_);
-    std::swap(inner_, other.inner_);
     std::swap(data_, other.data_);
     std::swap(rows_, other.rows_);
     std::swap(cols_, other.cols_);
     std::swap(ld_, other.ld_);
   }
 
-  std::byte* pages_ = nullptr;  // guard page, inner_ bytes, guard page
-  size_t page_ = 0, inner_ = 0;
+  GuardedPages pages_;
   T* data_ = nullptr;
   int64_t rows_ = 0, cols_ = 0, ld_ = 0;
 };

@@ -68,24 +68,6 @@ void expect_same_bits(const Outputs& actual, const Outputs& expected) {
 
 double sum_of_squares_root(double a, double b) { return std::sqrt(a * a + b * b); }
 
-std::vector<float*> poisoned_scratch(int members, int64_t floats) {
-  constexpr int64_t kLine = 16;  // floats: scratch is aligned to 64 bytes
-  static std::vector<Guarded<float>> memory;
-  static int64_t size = 0;
-  if (floats != size) memory.clear();
-  size = floats;
-  std::vector<float*> result;
-  for (size_t i = 0; i < static_cast<size_t>(members); ++i) {
-    if (i == memory.size()) {
-      memory.push_back(Guarded<float>::output((floats + kLine - 1) / kLine, kLine, {Placement::kEndsAtGuard, 0}));
-    } else {
-      memory[i].poison();
-    }
-    result.push_back(memory[i].data());
-  }
-  return result;
-}
-
 OpTest::OpTest()
     : random(seed_of_this_test()), seed_trace_(__FILE__, __LINE__, "M4J_TEST_SEED=" + std::to_string(run_seed())) {}
 

@@ -57,9 +57,6 @@ void append(std::vector<T>& to, const std::vector<T>& from) {
   to.insert(to.end(), from.begin(), from.end());
 }
 
-// Scratch memory for each member of a team, guarded, until the next call.
-std::vector<float*> poisoned_scratch(int members, int64_t floats);
-
 // Where and by whom a run is executed.
 struct Runner {
   const Ops& ops;
@@ -81,9 +78,14 @@ struct Runner {
   // All members of the team run `op`, each with poisoned scratch memory of its own.
   template <typename Args>
   void execute(void (*op)(const Args&, const Share&), const Args& args, int64_t scratch_floats = 0) const {
-    const std::vector<float*> scratch = poisoned_scratch(team.size(), scratch_floats);
+    constexpr int64_t kLine = 16;  // floats: scratch is aligned to 64 bytes
+    std::vector<Guarded<float>> scratch;
+    for (int i = 0; i < team.size(); ++i) {
+      scratch.push_back(Guarded<float>::output((scratch_floats + kLine - 1) / kLine, kLine,
+                                               {Placement::kEndsAtGuard, 0}));
+    }
     team.run([&](int index) {
-      op(args, {index, team.size(), scratch[static_cast<size_t>(index)], scratch_floats});
+      op(args, {index, team.size(), scratch[static_cast<size_t>(index)].data(), scratch_floats});
     });
   }
 };
