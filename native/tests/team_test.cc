@@ -81,14 +81,19 @@ double process_cpu_seconds() {
   return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
 }
 
-// Idle members must sleep: over a quarter of a second seven spinning ones would burn far more than this bound.
+// Idle members must sleep: over a quarter of a second seven spinning ones would burn far more than this bound, again and
+// again. (A virtual machine may be charged once for time that its host has taken.)
 TEST(Team, IdleMembersDoNotSpin) {
   Team team(8);
   team.run([](int) {});
   std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  const double before = process_cpu_seconds();
-  std::this_thread::sleep_for(std::chrono::milliseconds(250));
-  EXPECT_LT(process_cpu_seconds() - before, 0.05);
+  double burnt = 1;
+  for (int attempt = 0; attempt < 4 && burnt >= 0.05; ++attempt) {
+    const double before = process_cpu_seconds();
+    std::this_thread::sleep_for(std::chrono::milliseconds(250));
+    burnt = process_cpu_seconds() - before;
+  }
+  EXPECT_LT(burnt, 0.05);
 }
 
 }  // namespace
