@@ -5,13 +5,6 @@
 namespace m4j::cuda::test {
 namespace {
 
-using m4j::test::append;
-using m4j::test::expect_close;
-using m4j::test::expect_same_bits;
-using m4j::test::Outputs;
-using m4j::test::Random;
-using m4j::test::slice_rows;
-
 struct Problem {
   DType dtype;
   int64_t tokens, slots, channels, d_conv;

@@ -7,11 +7,6 @@
 namespace m4j::cuda::test {
 namespace {
 
-using m4j::test::Expected;
-using m4j::test::expect_close;
-using m4j::test::expect_same_bits;
-using m4j::test::Random;
-
 // Of float32 results: tensor cores cut off sums rather than round them, up to some hundred times in a row.
 constexpr double kWideTolerance = 5e-5;
 

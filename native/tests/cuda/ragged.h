@@ -14,6 +14,14 @@
 
 namespace m4j::cuda::test {
 
+using m4j::test::append;
+using m4j::test::expect_close;
+using m4j::test::expect_same_bits;
+using m4j::test::Expected;
+using m4j::test::Outputs;
+using m4j::test::Random;
+using m4j::test::slice_rows;
+
 constexpr DType kDTypes[] = {DType::kF32, DType::kF16, DType::kBF16};
 
 // Relative norm error allowed to results rounded to `dtype`.
@@ -26,10 +34,18 @@ inline std::string name_of(DType dtype) {
   return dtype == DType::kF32 ? "f32" : dtype == DType::kF16 ? "f16" : "bf16";
 }
 
+// The same problem with states that bfloat16 holds.
+template <typename Problem>
+Problem with_bfloat16_states(Problem problem) {
+  problem.state_type = DType::kBF16;
+  problem.states = rounded(problem.states, DType::kBF16);
+  return problem;
+}
+
 // Segments of the given lengths, one after the other, in slots of a random order with one to spare.
 class Ragged {
  public:
-  Ragged(const std::vector<int64_t>& lengths, m4j::test::Random& random) : slots(lengths.size() + 1) {
+  Ragged(const std::vector<int64_t>& lengths, Random& random) : slots(lengths.size() + 1) {
     std::vector<int64_t> order(slots);
     std::iota(order.begin(), order.end(), 0);
     std::shuffle(order.begin(), order.end(), std::mt19937_64(random.ids(1, 1 << 30)[0]));
@@ -94,7 +110,7 @@ class FarMemory {
 
 // The m-th of consecutive parts of `values`.
 inline std::vector<float> part_of(const std::vector<float>& values, int64_t size, int64_t m) {
-  return m4j::test::slice_rows(values, size, m, m + 1);
+  return slice_rows(values, size, m, m + 1);
 }
 
 }  // namespace m4j::cuda::test

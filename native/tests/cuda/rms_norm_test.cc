@@ -7,11 +7,6 @@
 namespace m4j::cuda::test {
 namespace {
 
-using m4j::test::expect_close;
-using m4j::test::expect_same_bits;
-using m4j::test::Outputs;
-using m4j::test::Random;
-
 enum class Kind { kPlain, kWeightless, kInPlace, kResidual, kScaled, kResidualAlone, kGated, kGatedInPlace };
 constexpr Kind kKinds[] = {Kind::kPlain,  Kind::kWeightless,    Kind::kInPlace, Kind::kResidual,
                            Kind::kScaled, Kind::kResidualAlone, Kind::kGated,   Kind::kGatedInPlace};

@@ -7,13 +7,6 @@
 namespace m4j::cuda::test {
 namespace {
 
-using m4j::test::append;
-using m4j::test::expect_close;
-using m4j::test::expect_same_bits;
-using m4j::test::Outputs;
-using m4j::test::Random;
-using m4j::test::slice_rows;
-
 struct Options {
   bool D = true, z = true, delta_bias = true, softplus = true;
 };
@@ -87,14 +80,6 @@ struct Problem {
     return result;
   }
 
-  // The same with states that bfloat16 holds.
-  Problem with_bfloat16_states() const {
-    Problem p = *this;
-    p.state_type = DType::kBF16;
-    p.states = rounded(states, DType::kBF16);
-    return p;
-  }
-
   void expect_correct(const Ragged& batch) const {
     const Outputs actual = run(batch), exact = expected(batch);
     expect_close(actual.out, exact.out, tolerance_of(dtype));
@@ -145,7 +130,7 @@ TEST_F(CudaSelectiveScan, OneTokenOfManySegments) {
         SCOPED_TRACE(name_of(dtype) + ", N " + std::to_string(d_state) + ", G " + std::to_string(n_groups) +
                      (narrow ? ", bf16 states" : ""));
         const Problem wide(random, dtype, batch, d_inner, d_state, n_groups);
-        const Problem problem = narrow ? wide.with_bfloat16_states() : wide;
+        const Problem problem = narrow ? with_bfloat16_states(wide) : wide;
         const Outputs actual = problem.run(batch), exact = problem.expected(batch);
         expect_close(actual.out, exact.out, tolerance_of(dtype));
         expect_close(actual.state, exact.state, narrow ? kRoundedStates : 1e-5);
@@ -172,7 +157,7 @@ TEST_F(CudaSelectiveScan, Bfloat16States) {
         for (const auto& [d_inner, n_groups] : {std::pair<int64_t, int64_t>{69, 3}, {256, 1}}) {
           if (random.left_out()) continue;
           SCOPED_TRACE(name_of(dtype) + ", N " + std::to_string(d_state) + ", E " + std::to_string(d_inner));
-          const Problem p = Problem(random, dtype, batch, d_inner, d_state, n_groups).with_bfloat16_states();
+          const Problem p = with_bfloat16_states(Problem(random, dtype, batch, d_inner, d_state, n_groups));
           const Outputs actual = p.run(batch), exact = p.expected(batch);
           expect_close(actual.out, exact.out, tolerance_of(dtype));
           expect_close(actual.state, exact.state, kRoundedStates);

@@ -5,10 +5,6 @@
 namespace m4j::cuda::test {
 namespace {
 
-using m4j::test::expect_close;
-using m4j::test::expect_same_bits;
-using m4j::test::Random;
-
 TEST(CudaSoftmax, RowsOfAnySize) {
   Random random(m4j::test::run_seed());
   const int64_t tokens = 3;

@@ -8,13 +8,6 @@
 namespace m4j::cuda::test {
 namespace {
 
-using m4j::test::append;
-using m4j::test::expect_close;
-using m4j::test::expect_same_bits;
-using m4j::test::Outputs;
-using m4j::test::Random;
-using m4j::test::slice_rows;
-
 struct Shape {
   int64_t heads, headdim, d_state, n_groups;
 };
@@ -69,14 +62,6 @@ struct Problem {
     return result;
   }
 
-  // The same with states that bfloat16 holds.
-  Problem with_bfloat16_states() const {
-    Problem p = *this;
-    p.state_type = DType::kBF16;
-    p.states = rounded(states, DType::kBF16);
-    return p;
-  }
-
   void expect_correct(const Ragged& batch, int64_t gap = 8) const {
     const Outputs actual = run(batch, gap), exact = expected(batch);
     expect_close(actual.out, exact.out, tolerance_of(dtype));
@@ -115,12 +100,12 @@ TEST_F(CudaSsdStep, Bfloat16States) {
       for (int64_t gap : {8, 1}) {
         SCOPED_TRACE(name_of(dtype) + ", H " + std::to_string(s.heads) + ", P " + std::to_string(s.headdim) + ", N " +
                      std::to_string(s.d_state) + ", G " + std::to_string(s.n_groups) + ", gap " + std::to_string(gap));
-        const Problem p = Problem(random, dtype, batch, s).with_bfloat16_states();
+        const Problem p = with_bfloat16_states(Problem(random, dtype, batch, s));
         const Outputs actual = p.run(batch, gap), exact = p.expected(batch);
         expect_close(actual.out, exact.out, tolerance_of(dtype));
         expect_close(actual.state, exact.state, kRoundedStates);
         expect_same_bits(p.run(batch, gap), actual);
-        const Problem q = Problem(random, dtype, longer, s).with_bfloat16_states();
+        const Problem q = with_bfloat16_states(Problem(random, dtype, longer, s));
         const Outputs several = q.run(longer, gap), several_exact = q.expected(longer);
         const double remembered = kRoundedStates * std::sqrt(33.0);  // of as many roundings
         expect_close(several.out, several_exact.out, remembered + tolerance_of(dtype));
@@ -134,7 +119,7 @@ TEST_F(CudaSsdStep, Bfloat16StatesAreTheSameInAnyBatch) {
   const int64_t count = 70;
   const Ragged batch(std::vector<int64_t>(count, 1), random);
   const Shape s = {16, 64, 128, 1};
-  const Problem problem = Problem(random, DType::kBF16, batch, s).with_bfloat16_states();
+  const Problem problem = with_bfloat16_states(Problem(random, DType::kBF16, batch, s));
   const Outputs together = problem.run(batch);
   for (const int64_t i : {int64_t{0}, int64_t{31}, count - 1}) {
     Problem p = problem;
@@ -156,7 +141,7 @@ TEST_F(CudaSsdStep, Bfloat16StatesAreTheSameInAnyBatch) {
 TEST_F(CudaSsdStep, Bfloat16StatesDecaySlowly) {
   const int64_t tokens = 1000;
   const Ragged batch({{0, tokens, 0}}, 1);
-  Problem p = Problem(random, DType::kF32, batch, {4, 64, 128, 1}).with_bfloat16_states();
+  Problem p = with_bfloat16_states(Problem(random, DType::kF32, batch, {4, 64, 128, 1}));
   p.softplus = false;
   p.A.assign(4, -0.05f);
   p.dt = random.uniform(tokens * 4, 0.011f, 0.029f);

@@ -15,36 +15,36 @@ std::map<size_t, std::vector<std::byte*>>& kept_pages() {
   return kept;
 }
 
+size_t page_size() { return static_cast<size_t>(sysconf(_SC_PAGESIZE)); }
+
 void protect(std::byte* begin, size_t bytes, int how) {
   if (mprotect(begin, bytes, how) != 0) throw std::runtime_error("mprotect");
 }
 
 }  // namespace
 
-GuardedPages::GuardedPages(size_t inner) : inner_(inner) {
-  std::vector<std::byte*>& kept = kept_pages()[inner];
+GuardedPages::GuardedPages(size_t bytes) : size_((bytes + page_size() - 1) / page_size() * page_size()) {
+  std::vector<std::byte*>& kept = kept_pages()[size_];
   if (!kept.empty()) {
     begin_ = kept.back();
     kept.pop_back();
     return;
   }
-  void* p = mmap(nullptr, inner + 2 * page_size(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* p = mmap(nullptr, size_ + 2 * page_size(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (p == MAP_FAILED) throw std::runtime_error("mmap");
   begin_ = static_cast<std::byte*>(p) + page_size();
-  protect(begin_, inner, PROT_READ | PROT_WRITE);
+  protect(begin_, size_, PROT_READ | PROT_WRITE);
 }
 
 GuardedPages::~GuardedPages() {
   if (begin_ == nullptr) return;
-  if (read_only_) protect(begin_, inner_, PROT_READ | PROT_WRITE);
-  kept_pages()[inner_].push_back(begin_);
+  if (read_only_) protect(begin_, size_, PROT_READ | PROT_WRITE);
+  kept_pages()[size_].push_back(begin_);
 }
-
-size_t GuardedPages::page_size() { return static_cast<size_t>(sysconf(_SC_PAGESIZE)); }
 
 void GuardedPages::make_read_only() {
   if (begin_ == nullptr) return;
-  protect(begin_, inner_, PROT_READ);
+  protect(begin_, size_, PROT_READ);
   read_only_ = true;
 }
 

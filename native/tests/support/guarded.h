@@ -29,12 +29,12 @@ inline constexpr Layout kLayouts[] = {{Placement::kEndsAtGuard, 0},
                                       {Placement::kBeginsAtGuard, 0},
                                       {Placement::kMisaligned, 1}};
 
-// `inner` bytes, a multiple of the page size, between two pages that may not be touched. Whole pages are kept for the
-// next matrix of their size: fresh ones cost many times more than what the tests do with them.
+// Whole pages of at least so many bytes, between two that may not be touched. They are kept for the next matrix of their
+// size: fresh ones cost many times more than what the tests do with them.
 class GuardedPages {
  public:
   GuardedPages() = default;
-  explicit GuardedPages(size_t inner);
+  explicit GuardedPages(size_t bytes);
   GuardedPages(GuardedPages&& other) noexcept { swap(other); }
   GuardedPages& operator=(GuardedPages&& other) noexcept {
     swap(other);
@@ -42,20 +42,19 @@ class GuardedPages {
   }
   ~GuardedPages();
 
-  static size_t page_size();
   void make_read_only();
   std::byte* begin() const { return begin_; }  // nullptr: none
-  std::byte* end() const { return begin_ + inner_; }
+  std::byte* end() const { return begin_ + size_; }
 
  private:
   void swap(GuardedPages& other) noexcept {
     std::swap(begin_, other.begin_);
-    std::swap(inner_, other.inner_);
+    std::swap(size_, other.size_);
     std::swap(read_only_, other.read_only_);
   }
 
   std::byte* begin_ = nullptr;
-  size_t inner_ = 0;
+  size_t size_ = 0;
   bool read_only_ = false;
 };
 
@@ -100,8 +99,7 @@ class Guarded {
   Guarded(int64_t rows, int64_t cols, const Layout& layout) : rows_(rows), cols_(cols), ld_(cols + layout.gap) {
     if (rows * cols == 0) return;
     const size_t bytes = static_cast<size_t>((rows - 1) * ld_ + cols) * sizeof(T);
-    const size_t page = GuardedPages::page_size();
-    pages_ = GuardedPages((bytes + sizeof(T) + page - 1) / page * page);
+    pages_ = GuardedPages(bytes + sizeof(T));
     std::fill(pages_.begin(), pages_.end(), kPoison);
     std::byte* begin = pages_.begin();
     if (layout.placement == Placement::kEndsAtGuard) begin = pages_.end() - bytes;
