@@ -85,10 +85,10 @@ TEST(CudaLinear, AnyNumberOfTokensAndAnyShape) {
 TEST(CudaLinear, WideMatrices) {
   Random random(m4j::test::run_seed());
   for (const auto& [in, out_dim] : std::vector<std::pair<int64_t, int64_t>>{
-           {2560, 4104}, {72, 40000}, {5120, 2560}, {5120, 192}, {160, 5120}, {768, 3072}, {1536, 768}, {264, 10240},
-           {1032, 10576}, {328, 11992}, {264, 16904}, {136, 50288}, {2056, 1376}, {4104, 328}}) {
+           {520, 4104}, {72, 40000}, {5120, 2560}, {5120, 192}, {160, 5120}, {768, 3072}, {1536, 768}, {264, 10240},
+           {264, 10576}, {328, 11992}, {136, 16904}, {72, 50288}, {2056, 1376}, {4104, 328}}) {
     const Problem whole(random, random.uniform(1, 0, 1)[0] < 0.5f ? DType::kBF16 : DType::kF16, 250, in, out_dim, true);
-    for (const int64_t tokens : {2, 7, 33, 50, 64, 100, 250}) {
+    for (const int64_t tokens : {2, 33, 64, 250}) {
       if (random.left_out()) continue;
       SCOPED_TRACE(std::to_string(tokens) + " tokens, " + std::to_string(in) + " to " + std::to_string(out_dim));
       Problem problem = whole;

@@ -20,16 +20,16 @@ constexpr int kTokens = 64;  // of a block at most: the rows of a product
 constexpr int kUnit = 8;     // rows of weight, a tile of a sum
 constexpr int kConsumers = 128, kThreads = kConsumers + kWarp;
 // A block's stages: less leaves the memory idle, more keeps the next kernel's blocks away.
-constexpr int kMostStages = 32, kStagesBytes = 160 << 10;
+constexpr int kMostStages = 32, kStagesBytes = 130 << 10;
 constexpr int kSplits[] = {1, 2, 4, 8};  // clusters of other sizes leave multiprocessors idle
 // With fewer rows a block takes in too much of x, and the sum over the columns is divided instead, down to so many.
 constexpr int kFewestUnits = 5, kFewestColumns = 512, kMostUnits = 16;
 // Beyond so many tokens cuBLASLt wins, unless the matrix has so few rows that it leaves multiprocessors idle.
 constexpr int64_t kMostTokens = 64, kFewRows = 256, kMostTokensOfFewRows = 1024;
 
-// A block computes 8 kUnits rows of weight times up to kTokens rows of x: one group of four warps; one more warp fetches.
-// The sum over the columns is divided among the blocks of a cluster, each of which adds the parts of some units in the
-// order of the blocks' numbers.
+// A block computes 8 kUnits rows of weight times up to kTokens rows of x: one group of four warps; one more warp
+// fetches. The sum over the columns is divided among the blocks of a cluster, each of which adds the parts of some units
+// in the order of the blocks' numbers.
 template <int kUnits>
 struct Tile {
   static constexpr int kRows = kUnit * kUnits;
@@ -42,11 +42,12 @@ struct Tile {
 
 struct Product {
   const float* bias;
-  int64_t out_dim, tokens;
+  int64_t tokens;
   void* out;
   int64_t ld_out;
   int steps;  // of Tile::kColumns columns
   unsigned splits, row_tiles;
+  int units, more;         // of a row tile; the first `more` tiles have one more
   int token_tile, stages;  // token_tile: tokens of a block, a multiple of 8
   bool wide;               // out is float32
 };
@@ -70,8 +71,8 @@ __device__ void store_outputs(const Product& a, int64_t token, int64_t row, floa
 
 template <typename T, int kUnits>
 __global__ void __launch_bounds__(kThreads)
-    linear_hopper_kernel(const __grid_constant__ CUtensorMap weight, const __grid_constant__ CUtensorMap x,
-                         const __grid_constant__ Product a) {
+    linear_hopper_kernel(const __grid_constant__ CUtensorMap weight, const __grid_constant__ CUtensorMap one_unit,
+                         const __grid_constant__ CUtensorMap x, const __grid_constant__ Product a) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Shape = Tile<kUnits>;
   extern __shared__ unsigned char unaligned[];
@@ -85,11 +86,13 @@ __global__ void __launch_bounds__(kThreads)
 
   const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kWarp, 0), lane = threadIdx.x % kWarp;
   const unsigned split = blockIdx.x % a.splits, item = blockIdx.x / a.splits;
-  const int64_t first_row = static_cast<int64_t>(item % a.row_tiles) * Shape::kRows;
+  const int row_tile = static_cast<int>(item % a.row_tiles), units = a.units + (row_tile < a.more);
+  const int first_row = kUnit * (row_tile * a.units + min(row_tile, a.more));
   const int first_token = static_cast<int>(item / a.row_tiles) * a.token_tile;
   const int begin = a.steps * split / a.splits, count = static_cast<int>(a.steps * (split + 1) / a.splits) - begin;
   if (threadIdx.x == 0) {
     prefetch_map(weight);
+    prefetch_map(one_unit);
     prefetch_map(x);
     for (int i = 0; i < a.stages; ++i) {
       barrier_init(full(i), 1);
@@ -102,12 +105,17 @@ __global__ void __launch_bounds__(kThreads)
 
   if (warp == kConsumers / kWarp) {
     if (lane != 0) return;
+    const int arriving = Shape::kPanels * (units * kUnit * 128 + x_bytes);
     const auto fetch_weight = [&](int i, int stage) {
-      barrier_expect(full(stage), stage_bytes);
+      barrier_expect(full(stage), arriving);
 #pragma unroll
       for (int p = 0; p < Shape::kPanels; ++p) {
-        fetch_once(stages + stage * stage_bytes + p * Shape::kPanelOfWeights, weight, (begin + i) * Shape::kColumns + p * kPanel,
-                   static_cast<int>(first_row), full(stage));
+        const uint32_t to = stages + stage * stage_bytes + p * Shape::kPanelOfWeights;
+        const int column = (begin + i) * Shape::kColumns + p * kPanel;
+        fetch_once(to, weight, column, first_row, full(stage));
+        if (units > a.units) {
+          fetch_once(to + a.units * kUnit * 128, one_unit, column, first_row + a.units * kUnit, full(stage));
+        }
       }
     };
     const auto fetch_x = [&](int i, int stage) {
@@ -117,16 +125,15 @@ __global__ void __launch_bounds__(kThreads)
               (begin + i) * Shape::kColumns + p * kPanel, first_token, full(stage));
       }
     };
-    // The next kernel starts when the last weights are on their way, so that what it fetches fills the time in which
-    // this one ends; but a short product would be held up by its start.
+    // The next kernel starts when all is on its way, so that what it fetches fills the time in which this one ends;
+    // earlier it would only take the memory's time. A short product has none to fill.
     constexpr int kShort = 4;  // steps
-    const bool at_once = a.steps <= kShort;
-    if (at_once) let_next_start();
+    if (a.steps <= kShort) let_next_start();
     const int ahead = min(a.stages, count);
     for (int i = 0; i < ahead; ++i) fetch_weight(i, i);
     wait_for_previous();
-    if (!at_once && ahead == count) let_next_start();
     for (int i = 0; i < ahead; ++i) fetch_x(i, i);
+    if (ahead == count) let_next_start();
     int stage = 0, phase = 0;
     for (int i = ahead; i < count; ++i) {
       barrier_wait(empty(stage), phase);
@@ -152,8 +159,8 @@ __global__ void __launch_bounds__(kThreads)
     for (int p = 0; p < Shape::kPanels; ++p) {
 #pragma unroll
       for (int k = 0; k < kPanel / 16; ++k) {
-        product_rows<T>(d, v + (p * x_bytes >> 4) + columns_offset(k), w + (p * Shape::kPanelOfWeights >> 4) + columns_offset(k),
-                        true);
+        product_rows<T>(d, v + (p * x_bytes >> 4) + columns_offset(k),
+                        w + (p * Shape::kPanelOfWeights >> 4) + columns_offset(k), true);
       }
     }
     products_commit();
@@ -168,7 +175,7 @@ __global__ void __launch_bounds__(kThreads)
   wait_for_previous();
 
   // The block adds and stores units [own, own + each).
-  const int each = (kUnits + static_cast<int>(a.splits) - 1) / static_cast<int>(a.splits), own = each * static_cast<int>(split);
+  const int splits = static_cast<int>(a.splits), each = (units + splits - 1) / splits, own = each * static_cast<int>(split);
   if (a.splits > 1) {
     // The others' parts of the block's units, as their threads held them.
     const uint32_t slots = stages + a.stages * stage_bytes + 16 * threadIdx.x;
@@ -178,7 +185,7 @@ __global__ void __launch_bounds__(kThreads)
     int index = 0;
 #pragma unroll
     for (int unit = 0; unit < kUnits; ++unit) {
-      if (owner != split) store_to_cluster(slot(split - (split > owner), index), owner, d[unit]);
+      if (owner != split && unit < units) store_to_cluster(slot(split - (split > owner), index), owner, d[unit]);
       if (++index == each) index = 0, ++owner;
     }
     cluster_arrive();
@@ -204,7 +211,6 @@ __global__ void __launch_bounds__(kThreads)
   }
   meet<kConsumers>();
   const int tokens = static_cast<int>(min(a.tokens - first_token, static_cast<int64_t>(a.token_tile)));
-  const int units = static_cast<int>(min((a.out_dim - first_row) / kUnit, static_cast<int64_t>(kUnits)));
   const int mine = min(each, units - own);
   for (int i = threadIdx.x; i < tokens * mine; i += kConsumers) {
     const int token = i / mine, row = kUnit * (own + i % mine);
@@ -241,8 +247,7 @@ CUtensorMap tensor_map(Encode encode, DType dtype, const void* matrix, int64_t r
 }
 
 struct Plan {
-  int64_t splits, token_tile;
-  int units;  // of a row tile
+  int64_t splits, row_tiles, token_tile;
 };
 
 // Clusters of so many blocks that the device runs at a time, if each block has a multiprocessor.
@@ -263,8 +268,8 @@ int64_t clusters_at_once(int splits) {
   return std::max(clusters, 1);
 }
 
-// Each multiprocessor has one block, or the same number of them one after another: the time of a product is that of
-// what the busiest one takes in.
+// Each multiprocessor has one block, or the same number of them one after another: the time of a product is what the
+// busiest of them needs to take in weights and x.
 Plan make_plan(const LinearArgs& a) {
   static const std::array<int64_t, std::size(kSplits)> at_once = [] {
     std::array<int64_t, std::size(kSplits)> clusters;
@@ -276,17 +281,18 @@ Plan make_plan(const LinearArgs& a) {
   const int64_t units = a.weight.rows / kUnit, token_tiles = ceil_div(a.tokens, plan.token_tile);
   for (std::size_t i = 0; i < std::size(kSplits); ++i) {
     if (i > 0 && a.weight.columns < kSplits[i] * kFewestColumns) break;
-    const auto units_in = [&](int64_t rounds) {
-      return ceil_div(units, std::max<int64_t>(at_once[i] * rounds / token_tiles, 1));
-    };
-    int64_t rounds = 1;
-    while (units_in(rounds) > kMostUnits) ++rounds;
     plan.splits = kSplits[i];
-    plan.units = static_cast<int>(units_in(rounds));
-    if (plan.units >= kFewestUnits) break;
+    int64_t rounds = 1;
+    do {
+      plan.row_tiles = std::clamp<int64_t>(at_once[i] * rounds++ / token_tiles, 1, units);
+    } while (ceil_div(units, plan.row_tiles) > kMostUnits);
+    if (ceil_div(units, plan.row_tiles) >= kFewestUnits) break;
   }
+  const int64_t most = ceil_div(units, plan.row_tiles);
+  // Evenly, where a unit less would be a large part of a block.
+  if (most < kFewestUnits) plan.row_tiles = ceil_div(units, most);
   // Where x is more than the weights of a block, half as many blocks.
-  if (plan.splits == 1 && plan.units * kUnit < plan.token_tile) plan.units *= 2;
+  if (plan.splits == 1 && most * kUnit < plan.token_tile) plan.row_tiles = ceil_div(plan.row_tiles, 2);
   return plan;
 }
 
@@ -294,7 +300,7 @@ template <typename T, int kUnits>
 void run(Encode encode, const LinearArgs& a, const Plan& plan, const void* weight, bool constant, cudaStream_t stream) {
   using Shape = Tile<kUnits>;
   const auto kernel = linear_hopper_kernel<T, kUnits>;
-  const int64_t steps = ceil_div(a.weight.columns, Shape::kColumns), row_tiles = ceil_div(a.weight.rows, Shape::kRows);
+  const int64_t steps = ceil_div(a.weight.columns, Shape::kColumns), units = a.weight.rows / kUnit;
   const int64_t x_bytes = plan.token_tile * 128, stage_bytes = Shape::kWeightBytes + Shape::kPanels * x_bytes;
   const int64_t stages = std::min<int64_t>({kStagesBytes / stage_bytes, ceil_div(steps, plan.splits), kMostStages});
   // Behind the stages: parts of sums, or what the last stage's x lacks to 64 rows.
@@ -304,24 +310,27 @@ void run(Encode encode, const LinearArgs& a, const Plan& plan, const void* weigh
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
         "cudaFuncSetAttribute");
   const Product product = {.bias = a.bias,
-                           .out_dim = a.weight.rows,
                            .tokens = a.tokens,
                            .out = a.out,
                            .ld_out = a.ld_out,
                            .steps = static_cast<int>(steps),
                            .splits = static_cast<unsigned>(plan.splits),
-                           .row_tiles = static_cast<unsigned>(row_tiles),
+                           .row_tiles = static_cast<unsigned>(plan.row_tiles),
+                           .units = static_cast<int>(units / plan.row_tiles),
+                           .more = static_cast<int>(units % plan.row_tiles),
                            .token_tile = static_cast<int>(plan.token_tile),
                            .stages = static_cast<int>(stages),
                            .wide = a.out_dtype == DType::kF32};
+  const auto map_of_weight = [&](int64_t box_units) {
+    return tensor_map(encode, a.dtype, weight, a.weight.rows, a.weight.columns, a.weight.columns, kUnit * box_units);
+  };
   launch_kernel("linear (linear_hopper_kernel)", kernel,
-                {.blocks = static_cast<unsigned>(row_tiles * ceil_div(a.tokens, plan.token_tile) * plan.splits),
+                {.blocks = static_cast<unsigned>(plan.row_tiles * ceil_div(a.tokens, plan.token_tile) * plan.splits),
                  .threads = kThreads,
                  .shared_bytes = static_cast<std::size_t>(shared),
                  .cluster = product.splits,
                  .chained = constant},
-                stream,
-                tensor_map(encode, a.dtype, weight, a.weight.rows, a.weight.columns, a.weight.columns, Shape::kRows),
+                stream, map_of_weight(product.units), map_of_weight(1),
                 tensor_map(encode, a.dtype, a.x, a.tokens, a.weight.columns, a.ld_x, plan.token_tile), product);
 }
 
@@ -348,11 +357,12 @@ bool linear_hopper(const LinearArgs& a, const void* weight, bool constant, cudaS
   static const Encode encode = is_compiled() ? find_encode() : nullptr;
   if (encode == nullptr) return false;
   const Plan plan = make_plan(a);
+  const int64_t units = ceil_div(a.weight.rows / kUnit, plan.row_tiles);
   const auto with_type = [&]<typename T>(T) {
     // The narrowest that is wide enough.
     const auto with_units = [&]<int kUnits, int... kWider>(auto& self, std::integer_sequence<int, kUnits, kWider...>) {
       if constexpr (sizeof...(kWider) > 0) {
-        if (plan.units > kUnits) return self(self, std::integer_sequence<int, kWider...>());
+        if (units > kUnits) return self(self, std::integer_sequence<int, kWider...>());
       }
       run<T, kUnits>(encode, a, plan, weight, constant, stream);
     };

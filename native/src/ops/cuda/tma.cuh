@@ -46,7 +46,8 @@ __device__ inline void fetch_once(uint32_t to, const CUtensorMap& map, int colum
 __device__ inline void store_to_cluster(uint32_t address, unsigned rank, const float (&v)[4]) {
   uint32_t remote;
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
-  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(remote), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3])
+  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(remote), "f"(v[0]), "f"(v[1]), "f"(v[2]),
+               "f"(v[3])
                : "memory");
 }
 __device__ inline float4 load_shared(uint32_t address) {
