@@ -76,20 +76,27 @@ TEST(CudaLinear, AnyNumberOfTokensAndAnyShape) {
   }
 }
 
-// As in a model: every multiprocessor has work, and the sum over the columns is divided.
+// As in models: every multiprocessor has work, of tiles of all widths, and the sum over the columns is divided or not.
 TEST(CudaLinear, WideMatrices) {
   Random random(m4j::test::run_seed());
-  for (const auto& [in, out_dim] : {std::pair<int64_t, int64_t>{2560, 4104}, {512, 40000}}) {
-    for (const int64_t tokens : {7, 50, 100, 250}) {
+  for (const auto& [in, out_dim] : std::vector<std::pair<int64_t, int64_t>>{
+           {520, 4104}, {72, 40000}, {5120, 2560}, {5120, 192}, {160, 5120}, {768, 3072}, {1536, 768}, {264, 10240},
+           {264, 10576}, {328, 11992}, {136, 16904}, {72, 50288}, {2056, 1376}, {4104, 328}}) {
+    const Problem whole(random, random.uniform(1, 0, 1)[0] < 0.5f ? DType::kBF16 : DType::kF16, 250, in, out_dim, true);
+    for (const int64_t tokens : {2, 33, 64, 250}) {
       if (random.left_out()) continue;
-      const Problem problem(random, DType::kBF16, tokens, in, out_dim, true);
-      const std::vector<float> actual = problem.run(true, 0);
-      Problem part = problem;  // some of the outputs of the last token
-      part.tokens = 1;
-      part.x = m4j::test::slice_rows(problem.x, in, tokens - 1, tokens);
-      Expected exact = part.expected();
-      expect_close(m4j::test::slice_rows(actual, out_dim, tokens - 1, tokens), exact, kWideTolerance);
-      expect_same_bits(problem.run(true, 0), actual);
+      SCOPED_TRACE(std::to_string(tokens) + " tokens, " + std::to_string(in) + " to " + std::to_string(out_dim));
+      Problem problem = whole;
+      problem.tokens = tokens;
+      problem.x.resize(static_cast<size_t>(tokens * in));
+      const std::vector<float> actual = problem.run(true, 8);
+      for (const int64_t token : {int64_t{0}, tokens / 2, tokens - 1}) {
+        Problem part = problem;
+        part.tokens = 1;
+        part.x = m4j::test::slice_rows(problem.x, in, token, token + 1);
+        expect_close(m4j::test::slice_rows(actual, out_dim, token, token + 1), part.expected(), kWideTolerance);
+      }
+      expect_same_bits(problem.run(true, 8), actual);
     }
   }
 }

@@ -15,13 +15,14 @@
 
 namespace m4j::cuda {
 
-// Called in this order, early, by all blocks that may be the last to end: the second before a thread reads what other
-// kernels of the pass write, or writes what they read.
+// By a thread of each block that may be the last to end: early, or, where the block keeps the memory busy by itself,
+// when its last load is on its way.
 __device__ inline void let_next_start() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
+// Before a thread reads what other kernels of the pass write, or writes what they read.
 __device__ inline void wait_for_previous() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

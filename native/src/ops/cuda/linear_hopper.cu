@@ -3,7 +3,8 @@
 #include <cuda.h>
 
 #include <algorithm>
-#include <type_traits>
+#include <array>
+#include <utility>
 
 #include "ops/cuda/chain.cuh"
 #include "ops/cuda/launch.cuh"
@@ -14,34 +15,41 @@
 namespace m4j::cuda {
 namespace {
 
-constexpr int kColumns = 64;  // of a step: 128 bytes of each row, a panel of wgmma.cuh
-constexpr unsigned kMaxSplits = 8;
-constexpr int64_t kFewestSteps = 4;  // of a block
+constexpr int kPanel = 64;   // columns: 128 bytes of each row, a panel of wgmma.cuh
+constexpr int kTokens = 64;  // of a block at most: the rows of a product
+constexpr int kUnit = 8;     // rows of weight, a tile of a sum
+constexpr int kConsumers = 128, kThreads = kConsumers + kWarp;
+// A block's stages: less leaves the memory idle, more keeps the next kernel's blocks away.
+constexpr int kMostStages = 32, kStagesBytes = 130 << 10;
+constexpr int kSplits[] = {1, 2, 4, 8};  // clusters of other sizes leave multiprocessors idle
+// With fewer rows a block takes in too much of x, and the sum over the columns is divided instead, down to so many.
+constexpr int kFewestUnits = 5, kFewestColumns = 512, kMostUnits = 16;
 // Beyond so many tokens cuBLASLt wins, unless the matrix has so few rows that it leaves multiprocessors idle.
 constexpr int64_t kMostTokens = 64, kFewRows = 256, kMostTokensOfFewRows = 1024;
 
-// A block computes 64 kGroups rows of weight times kTokens rows of x, each group of four warps 64 of the rows; one more
-// warp fetches. The sum over the columns is divided among the blocks of a cluster, which add their parts in the order of
-// their numbers.
-template <int kGroups, int kTokens, int kResident>
+// A block computes 8 kUnits rows of weight times up to kTokens rows of x: one group of four warps; one more warp
+// fetches. The sum over the columns is divided among the blocks of a cluster, each of which adds the parts of some units
+// in the order of the blocks' numbers.
+template <int kUnits>
 struct Tile {
-  static constexpr int kRows = 64 * kGroups;
-  static constexpr int kWeightBytes = kRows * 128, kStageBytes = kWeightBytes + kTokens * 128;
-  static constexpr int kStages = 204800 / kResident / kStageBytes;
-  static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + kWarp;
-  static constexpr int kPitch = kRows + 4;  // of a token's sums: the lanes' stores meet no bank twice
+  static constexpr int kRows = kUnit * kUnits;
+  static constexpr int kPanels = kUnits <= 6 ? 2 : 1;  // of a step: narrow tiles would spend their time at barriers
+  static constexpr int kColumns = kPanel * kPanels;
+  static constexpr int kPanelOfWeights = kRows * 128, kWeightBytes = kPanels * kPanelOfWeights;
+  static constexpr int kPitch = kRows | 8;  // of a token's sums: the lanes' stores meet no bank twice
   static constexpr int kSumBytes = kTokens * kPitch * 4;
-  static constexpr int kSharedBytes = std::max(kStages * kStageBytes, kSumBytes) + 1024;  // to be aligned
 };
 
 struct Product {
   const float* bias;
-  int64_t out_dim, tokens;
+  int64_t tokens;
   void* out;
   int64_t ld_out;
-  int steps;  // of kColumns columns
+  int steps;  // of Tile::kColumns columns
   unsigned splits, row_tiles;
-  bool wide;  // out is float32
+  int units, more;         // of a row tile; the first `more` tiles have one more
+  int token_tile, stages;  // token_tile: tokens of a block, a multiple of 8
+  bool wide;               // out is float32
 };
 
 // Eight neighbouring outputs of a token.
@@ -61,116 +69,155 @@ __device__ void store_outputs(const Product& a, int64_t token, int64_t row, floa
   }
 }
 
-template <typename T, int kGroups, int kTokens, int kResident>
-__global__ void __launch_bounds__(Tile<kGroups, kTokens, kResident>::kThreads, kResident)
-    linear_hopper_kernel(const __grid_constant__ CUtensorMap weight, const __grid_constant__ CUtensorMap x,
-                         const __grid_constant__ Product a) {
+template <typename T, int kUnits>
+__global__ void __launch_bounds__(kThreads)
+    linear_hopper_kernel(const __grid_constant__ CUtensorMap weight, const __grid_constant__ CUtensorMap one_unit,
+                         const __grid_constant__ CUtensorMap x, const __grid_constant__ Product a) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  using Shape = Tile<kGroups, kTokens, kResident>;
-  constexpr int kStages = Shape::kStages;
+  using Shape = Tile<kUnits>;
   extern __shared__ unsigned char unaligned[];
-  __shared__ uint64_t full_barriers[kStages], empty_barriers[kStages];
+  __shared__ uint64_t full_barriers[kMostStages], empty_barriers[kMostStages];
   const uint32_t stages = (shared_address(unaligned) + 1023) & ~1023u;
   float* const sums = reinterpret_cast<float*>(unaligned + (stages - shared_address(unaligned)));
-  const auto full = [&](int i) { return shared_address(&full_barriers[i % kStages]); };
-  const auto empty = [&](int i) { return shared_address(&empty_barriers[i % kStages]); };
-  const auto stage = [&](int i) { return stages + i % kStages * Shape::kStageBytes; };
+  const int x_bytes = a.token_tile * 128;  // of a panel
+  const int stage_bytes = Shape::kWeightBytes + Shape::kPanels * x_bytes;
+  const auto full = [&](int stage) { return shared_address(&full_barriers[stage]); };
+  const auto empty = [&](int stage) { return shared_address(&empty_barriers[stage]); };
 
   const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kWarp, 0), lane = threadIdx.x % kWarp;
   const unsigned split = blockIdx.x % a.splits, item = blockIdx.x / a.splits;
-  const int first_row = static_cast<int>(item % a.row_tiles) * Shape::kRows;
-  const int first_token = static_cast<int>(item / a.row_tiles) * kTokens;
+  const int row_tile = static_cast<int>(item % a.row_tiles), units = a.units + (row_tile < a.more);
+  const int first_row = kUnit * (row_tile * a.units + min(row_tile, a.more));
+  const int first_token = static_cast<int>(item / a.row_tiles) * a.token_tile;
   const int begin = a.steps * split / a.splits, count = static_cast<int>(a.steps * (split + 1) / a.splits) - begin;
   if (threadIdx.x == 0) {
     prefetch_map(weight);
+    prefetch_map(one_unit);
     prefetch_map(x);
-    for (int i = 0; i < kStages; ++i) {
+    for (int i = 0; i < a.stages; ++i) {
       barrier_init(full(i), 1);
-      barrier_init(empty(i), kGroups * 4);
+      barrier_init(empty(i), kConsumers / kWarp);
     }
     publish_barriers();
   }
   __syncthreads();
-  let_next_start();
+  if (a.splits > 1) cluster_arrive_relaxed();
 
-  if (warp == kGroups * 4) {
-    if (lane == 0) {
-      const auto fetch_weight = [&](int i) {
-        barrier_expect(full(i), Shape::kStageBytes);
-        fetch_once(stage(i), weight, (begin + i) * kColumns, first_row, full(i));
-      };
-      const auto fetch_x = [&](int i) {
-        fetch(stage(i) + Shape::kWeightBytes, x, (begin + i) * kColumns, first_token, full(i));
-      };
-      const int ahead = min(kStages, count);
-      for (int i = 0; i < ahead; ++i) fetch_weight(i);
-      wait_for_previous();
-      for (int i = 0; i < ahead; ++i) fetch_x(i);
-      for (int i = ahead; i < count; ++i) {
-        barrier_wait(empty(i), (i / kStages - 1) & 1);
-        fetch_weight(i);
-        fetch_x(i);
-      }
-    }
-    __syncwarp();
-  } else {
-    const int group = warp / 4;
-    float d[kTokens / 8][4] = {};
-    pin(d);
-    for (int i = 0; i < count; ++i) {
-      barrier_wait(full(i), i / kStages & 1);
-      const uint64_t w = tile_descriptor(stage(i) + group * kPanelBytes);
-      const uint64_t v = tile_descriptor(stage(i) + Shape::kWeightBytes);
-      pin(d);
-      products_begin();
+  if (warp == kConsumers / kWarp) {
+    if (lane != 0) return;
+    const int arriving = Shape::kPanels * (units * kUnit * 128 + x_bytes);
+    const auto fetch_weight = [&](int i, int stage) {
+      barrier_expect(full(stage), arriving);
 #pragma unroll
-      for (int k = 0; k < 4; ++k) product_rows<T>(d, w + columns_offset(k), v + columns_offset(k), true);
-      products_commit();
-      products_wait<1>();
-      pin(d);
-      if (i > 0 && lane == 0) barrier_arrive(empty(i - 1));
-    }
-    products_wait<0>();
-    pin(d);
+      for (int p = 0; p < Shape::kPanels; ++p) {
+        const uint32_t to = stages + stage * stage_bytes + p * Shape::kPanelOfWeights;
+        const int column = (begin + i) * Shape::kColumns + p * kPanel;
+        fetch_once(to, weight, column, first_row, full(stage));
+        if (units > a.units) {
+          fetch_once(to + a.units * kUnit * 128, one_unit, column, first_row + a.units * kUnit, full(stage));
+        }
+      }
+    };
+    const auto fetch_x = [&](int i, int stage) {
+#pragma unroll
+      for (int p = 0; p < Shape::kPanels; ++p) {
+        fetch(stages + stage * stage_bytes + Shape::kWeightBytes + p * x_bytes, x,
+              (begin + i) * Shape::kColumns + p * kPanel, first_token, full(stage));
+      }
+    };
+    // The next kernel starts when all is on its way, so that what it fetches fills the time in which this one ends;
+    // earlier it would only take the memory's time. A short product has none to fill.
+    constexpr int kShort = 4;  // steps
+    if (a.steps <= kShort) let_next_start();
+    const int ahead = min(a.stages, count);
+    for (int i = 0; i < ahead; ++i) fetch_weight(i, i);
     wait_for_previous();
-    meet<Shape::kConsumers>();  // all stages have been read
-    float* const to = sums + lane % 4 * 2 * Shape::kPitch + warp * 16 + lane / 4;
-#pragma unroll
-    for (int tile = 0; tile < kTokens / 8; ++tile) {
-#pragma unroll
-      for (int k = 0; k < 4; ++k) to[(tile * 8 + k % 2) * Shape::kPitch + k / 2 * 8] = d[tile][k];
+    for (int i = 0; i < ahead; ++i) fetch_x(i, i);
+    if (ahead == count) let_next_start();
+    int stage = 0, phase = 0;
+    for (int i = ahead; i < count; ++i) {
+      barrier_wait(empty(stage), phase);
+      fetch_weight(i, stage);
+      fetch_x(i, stage);
+      if (i == count - 1) let_next_start();
+      if (++stage == a.stages) stage = 0, phase ^= 1;
     }
-    if (a.splits == 1) meet<Shape::kConsumers>();
+    return;
   }
-  if (a.splits > 1) cluster_meet();
 
-  const int tokens = static_cast<int>(min(a.tokens - first_token, int64_t{kTokens}));
-  const int first = tokens * split / a.splits, end = static_cast<int>(tokens * (split + 1) / a.splits);
-  if (warp < kGroups * 4) {
-#pragma unroll 2
-    for (int i = threadIdx.x; i < (end - first) * (Shape::kRows / 8); i += Shape::kConsumers) {
-      const int token = first + i / (Shape::kRows / 8), row = i % (Shape::kRows / 8) * 8;
-      if (first_row + row >= a.out_dim) continue;
-      const float* mine = sums + token * Shape::kPitch + row;
-      float v[8] = {};
-      if (a.splits == 1) {
-        load_floats(mine, v);
-      } else {
-        float parts[kMaxSplits][8];
+  float d[kUnits][4] = {};
+  pin(d);
+  int stage = 0, phase = 0, last = 0;
+  for (int i = 0; i < count; ++i) {
+    barrier_wait(full(stage), phase);
+    const uint64_t w = tile_descriptor(stages + stage * stage_bytes);
+    // Rows beyond token_tile are whatever lies there: a row of x goes into its own row of the sum only.
+    const uint64_t v = tile_descriptor(stages + stage * stage_bytes + Shape::kWeightBytes);
+    pin(d);
+    products_begin();
 #pragma unroll
-        for (unsigned s = 0; s < kMaxSplits; ++s) {
-          if (s < a.splits) load_from_cluster(parts[s], shared_address(mine), s);
-        }
+    for (int p = 0; p < Shape::kPanels; ++p) {
 #pragma unroll
-        for (unsigned s = 0; s < kMaxSplits; ++s) {
-#pragma unroll
-          for (int k = 0; k < 8; ++k) v[k] += s < a.splits ? parts[s][k] : 0;
-        }
+      for (int k = 0; k < kPanel / 16; ++k) {
+        product_rows<T>(d, v + (p * x_bytes >> 4) + columns_offset(k),
+                        w + (p * Shape::kPanelOfWeights >> 4) + columns_offset(k), true);
       }
-      store_outputs<T>(a, first_token + token, first_row + row, v);
+    }
+    products_commit();
+    products_wait<1>();
+    pin(d);
+    if (i > 0 && lane == 0) barrier_arrive(empty(last));
+    last = stage;
+    if (++stage == a.stages) stage = 0, phase ^= 1;
+  }
+  products_wait<0>();
+  pin(d);
+  wait_for_previous();
+
+  // The block adds and stores units [own, own + each).
+  const int splits = static_cast<int>(a.splits), each = (units + splits - 1) / splits, own = each * static_cast<int>(split);
+  if (a.splits > 1) {
+    // The others' parts of the block's units, as their threads held them.
+    const uint32_t slots = stages + a.stages * stage_bytes + 16 * threadIdx.x;
+    const auto slot = [&](unsigned part, int index) { return slots + (part * each + index) * kConsumers * 16; };
+    cluster_wait();  // all blocks have begun
+    unsigned owner = 0;
+    int index = 0;
+#pragma unroll
+    for (int unit = 0; unit < kUnits; ++unit) {
+      if (owner != split && unit < units) store_to_cluster(slot(split - (split > owner), index), owner, d[unit]);
+      if (++index == each) index = 0, ++owner;
+    }
+    cluster_arrive();
+    cluster_wait();
+#pragma unroll
+    for (int unit = 0; unit < kUnits; ++unit) {
+      if (unit < own || unit >= own + each) continue;
+      float4 sum = {};
+      for (unsigned part = 0; part < a.splits; ++part) {
+        float4 v = make_float4(d[unit][0], d[unit][1], d[unit][2], d[unit][3]);
+        if (part != split) v = load_shared(slot(part - (part > split), unit - own));
+        sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+      }
+      d[unit][0] = sum.x, d[unit][1] = sum.y, d[unit][2] = sum.z, d[unit][3] = sum.w;
     }
   }
-  if (a.splits > 1) cluster_meet();  // others have read this block's sums
+  meet<kConsumers>();  // all stages have been read
+  float* const to = sums + (warp * 16 + lane / 4) * Shape::kPitch + lane % 4 * 2;
+#pragma unroll
+  for (int unit = 0; unit < kUnits; ++unit) {
+    *reinterpret_cast<float2*>(to + unit * kUnit) = make_float2(d[unit][0], d[unit][1]);
+    *reinterpret_cast<float2*>(to + 8 * Shape::kPitch + unit * kUnit) = make_float2(d[unit][2], d[unit][3]);
+  }
+  meet<kConsumers>();
+  const int tokens = static_cast<int>(min(a.tokens - first_token, static_cast<int64_t>(a.token_tile)));
+  const int mine = min(each, units - own);
+  for (int i = threadIdx.x; i < tokens * mine; i += kConsumers) {
+    const int token = i / mine, row = kUnit * (own + i % mine);
+    float v[8];
+    load_floats(sums + token * Shape::kPitch + row, v);
+    store_outputs<T>(a, first_token + token, first_row + row, v);
+  }
 #endif
 }
 
@@ -184,13 +231,13 @@ Encode find_encode() {
   return result == cudaDriverEntryPointSuccess ? reinterpret_cast<Encode>(pointer) : nullptr;
 }
 
-// Boxes of kColumns columns and `box_rows` rows of a matrix of 16-bit numbers; zeros beyond its edges.
+// Boxes of kPanel columns and `box_rows` rows of a matrix of 16-bit numbers; zeros beyond its edges.
 CUtensorMap tensor_map(Encode encode, DType dtype, const void* matrix, int64_t rows, int64_t columns, int64_t ld,
-                       int box_rows) {
+                       int64_t box_rows) {
   CUtensorMap map;
   const cuuint64_t sizes[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
   const cuuint64_t strides[] = {static_cast<cuuint64_t>(ld) * 2};
-  const cuuint32_t box[] = {kColumns, static_cast<cuuint32_t>(box_rows)}, steps[] = {1, 1};
+  const cuuint32_t box[] = {kPanel, static_cast<cuuint32_t>(box_rows)}, steps[] = {1, 1};
   const CUresult result =
       encode(&map, dtype == DType::kBF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2,
              const_cast<void*>(matrix), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
@@ -199,39 +246,100 @@ CUtensorMap tensor_map(Encode encode, DType dtype, const void* matrix, int64_t r
   return map;
 }
 
-template <typename T, int kGroups, int kTokens, int kResident>
-bool run(Encode encode, const LinearArgs& a, const void* weight, bool constant, cudaStream_t stream) {
-  using Shape = Tile<kGroups, kTokens, kResident>;
-  const auto kernel = linear_hopper_kernel<T, kGroups, kTokens, kResident>;
-  cudaFuncAttributes attributes;
-  check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)), "cudaFuncGetAttributes");
-  if (attributes.numRegs <= 32) return false;  // an empty body: the build holds no code for Hopper's products
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes),
+struct Plan {
+  int64_t splits, row_tiles, token_tile;
+};
+
+// Clusters of so many blocks that the device runs at a time, if each block has a multiprocessor.
+int64_t clusters_at_once(int splits) {
+  cudaLaunchAttribute cluster;
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(splits), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(splits));
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = kStagesBytes;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  const auto kernel = reinterpret_cast<const void*>(linear_hopper_kernel<__nv_bfloat16, kFewestUnits>);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kStagesBytes), "cudaFuncSetAttribute");
+  int clusters = 0;
+  check(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config), "cudaOccupancyMaxActiveClusters");
+  return std::max(clusters, 1);
+}
+
+// Each multiprocessor has one block, or the same number of them one after another: the time of a product is what the
+// busiest of them needs to take in weights and x.
+Plan make_plan(const LinearArgs& a) {
+  static const std::array<int64_t, std::size(kSplits)> at_once = [] {
+    std::array<int64_t, std::size(kSplits)> clusters;
+    for (std::size_t i = 0; i < std::size(kSplits); ++i) clusters[i] = clusters_at_once(kSplits[i]);
+    return clusters;
+  }();
+  Plan plan{};
+  plan.token_tile = std::min<int64_t>(kTokens, ceil_div(a.tokens, 8) * 8);
+  const int64_t units = a.weight.rows / kUnit, token_tiles = ceil_div(a.tokens, plan.token_tile);
+  for (std::size_t i = 0; i < std::size(kSplits); ++i) {
+    if (i > 0 && a.weight.columns < kSplits[i] * kFewestColumns) break;
+    plan.splits = kSplits[i];
+    int64_t rounds = 1;
+    do {
+      plan.row_tiles = std::clamp<int64_t>(at_once[i] * rounds++ / token_tiles, 1, units);
+    } while (ceil_div(units, plan.row_tiles) > kMostUnits);
+    if (ceil_div(units, plan.row_tiles) >= kFewestUnits) break;
+  }
+  const int64_t most = ceil_div(units, plan.row_tiles);
+  // Evenly, where a unit less would be a large part of a block.
+  if (most < kFewestUnits) plan.row_tiles = ceil_div(units, most);
+  // Where x is more than the weights of a block, half as many blocks.
+  if (plan.splits == 1 && most * kUnit < plan.token_tile) plan.row_tiles = ceil_div(plan.row_tiles, 2);
+  return plan;
+}
+
+template <typename T, int kUnits>
+void run(Encode encode, const LinearArgs& a, const Plan& plan, const void* weight, bool constant, cudaStream_t stream) {
+  using Shape = Tile<kUnits>;
+  const auto kernel = linear_hopper_kernel<T, kUnits>;
+  const int64_t steps = ceil_div(a.weight.columns, Shape::kColumns), units = a.weight.rows / kUnit;
+  const int64_t x_bytes = plan.token_tile * 128, stage_bytes = Shape::kWeightBytes + Shape::kPanels * x_bytes;
+  const int64_t stages = std::min<int64_t>({kStagesBytes / stage_bytes, ceil_div(steps, plan.splits), kMostStages});
+  // Behind the stages: parts of sums, or what the last stage's x lacks to 64 rows.
+  const int64_t parts = (plan.splits - 1) * ceil_div(kUnits, plan.splits) * kConsumers * 16;
+  const int64_t behind = std::max(parts, kTokens * 128 - x_bytes);
+  const int64_t shared = std::max<int64_t>(stages * stage_bytes + behind, Shape::kSumBytes) + 1024;  // to be aligned
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
         "cudaFuncSetAttribute");
-  const int64_t row_tiles = ceil_div(a.weight.rows, Shape::kRows), steps = ceil_div(a.weight.columns, kColumns);
-  const int64_t tiles = row_tiles * ceil_div(a.tokens, kTokens);
-  const int64_t room = kResident * device_attribute(cudaDevAttrMultiProcessorCount);  // for blocks at once
-  int64_t splits = 1;  // clusters of other sizes than powers of two leave multiprocessors idle
-  while (2 * splits * tiles <= room && 2 * splits <= kMaxSplits && 2 * splits * kFewestSteps <= steps) splits *= 2;
   const Product product = {.bias = a.bias,
-                           .out_dim = a.weight.rows,
                            .tokens = a.tokens,
                            .out = a.out,
                            .ld_out = a.ld_out,
                            .steps = static_cast<int>(steps),
-                           .splits = static_cast<unsigned>(splits),
-                           .row_tiles = static_cast<unsigned>(row_tiles),
+                           .splits = static_cast<unsigned>(plan.splits),
+                           .row_tiles = static_cast<unsigned>(plan.row_tiles),
+                           .units = static_cast<int>(units / plan.row_tiles),
+                           .more = static_cast<int>(units % plan.row_tiles),
+                           .token_tile = static_cast<int>(plan.token_tile),
+                           .stages = static_cast<int>(stages),
                            .wide = a.out_dtype == DType::kF32};
+  const auto map_of_weight = [&](int64_t box_units) {
+    return tensor_map(encode, a.dtype, weight, a.weight.rows, a.weight.columns, a.weight.columns, kUnit * box_units);
+  };
   launch_kernel("linear (linear_hopper_kernel)", kernel,
-                {.blocks = static_cast<unsigned>(tiles * splits),
-                 .threads = Shape::kThreads,
-                 .shared_bytes = Shape::kSharedBytes,
+                {.blocks = static_cast<unsigned>(plan.row_tiles * ceil_div(a.tokens, plan.token_tile) * plan.splits),
+                 .threads = kThreads,
+                 .shared_bytes = static_cast<std::size_t>(shared),
                  .cluster = product.splits,
                  .chained = constant},
-                stream,
-                tensor_map(encode, a.dtype, weight, a.weight.rows, a.weight.columns, a.weight.columns, Shape::kRows),
-                tensor_map(encode, a.dtype, a.x, a.tokens, a.weight.columns, a.ld_x, kTokens), product);
-  return true;
+                stream, map_of_weight(product.units), map_of_weight(1),
+                tensor_map(encode, a.dtype, a.x, a.tokens, a.weight.columns, a.ld_x, plan.token_tile), product);
+}
+
+// Whether the build holds code for Hopper's products: else bodies are empty.
+bool is_compiled() {
+  cudaFuncAttributes attributes;
+  const auto kernel = reinterpret_cast<const void*>(linear_hopper_kernel<__nv_bfloat16, kMostUnits>);
+  check(cudaFuncGetAttributes(&attributes, kernel), "cudaFuncGetAttributes");
+  return attributes.numRegs > 64;
 }
 
 bool takes(const LinearArgs& a, const void* weight) {
@@ -245,24 +353,23 @@ bool takes(const LinearArgs& a, const void* weight) {
 }  // namespace
 
 bool linear_hopper(const LinearArgs& a, const void* weight, bool constant, cudaStream_t stream) {
-  static const Encode encode = find_encode();
-  if (encode == nullptr || !takes(a, weight)) return false;
-  const int64_t processors = device_attribute(cudaDevAttrMultiProcessorCount);
-  const int64_t row_tiles = ceil_div(a.weight.rows, 128);
+  if (!takes(a, weight)) return false;
+  static const Encode encode = is_compiled() ? find_encode() : nullptr;
+  if (encode == nullptr) return false;
+  const Plan plan = make_plan(a);
+  const int64_t units = ceil_div(a.weight.rows / kUnit, plan.row_tiles);
   const auto with_type = [&]<typename T>(T) {
-    // Where even divided sums leave multiprocessors idle, smaller tiles.
-    if (row_tiles * ceil_div(a.tokens, 64) * kMaxSplits < processors) {
-      return run<T, 1, 32, 2>(encode, a, weight, constant, stream);
-    }
-    const auto with_tokens = [&]<int kTokens>(std::integral_constant<int, kTokens>) {
-      // One block a multiprocessor fetches furthest ahead; where there are more, two take turns.
-      return row_tiles <= processors ? run<T, 2, kTokens, 1>(encode, a, weight, constant, stream)
-                                     : run<T, 2, kTokens, 2>(encode, a, weight, constant, stream);
+    // The narrowest that is wide enough.
+    const auto with_units = [&]<int kUnits, int... kWider>(auto& self, std::integer_sequence<int, kUnits, kWider...>) {
+      if constexpr (sizeof...(kWider) > 0) {
+        if (units > kUnits) return self(self, std::integer_sequence<int, kWider...>());
+      }
+      run<T, kUnits>(encode, a, plan, weight, constant, stream);
     };
-    return a.tokens <= 32 ? with_tokens(std::integral_constant<int, 32>())
-                          : with_tokens(std::integral_constant<int, 64>());
+    with_units(with_units, std::integer_sequence<int, 2, 3, 4, 5, 6, 8, 10, 11, 12, kMostUnits>());
   };
-  return a.dtype == DType::kBF16 ? with_type(__nv_bfloat16()) : with_type(__half());
+  a.dtype == DType::kBF16 ? with_type(__nv_bfloat16()) : with_type(__half());
+  return true;
 }
 
 }  // namespace m4j::cuda

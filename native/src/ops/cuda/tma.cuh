@@ -42,16 +42,23 @@ __device__ inline void fetch_once(uint32_t to, const CUtensorMap& map, int colum
       : "memory");
 }
 
-// Eight numbers of block `rank` of the cluster, from the same place of its shared memory as `address` in this one's.
-__device__ inline void load_from_cluster(float (&v)[8], uint32_t address, unsigned rank) {
+// Four numbers to the place in the shared memory of block `rank` of the cluster that `address` is in this one's.
+__device__ inline void store_to_cluster(uint32_t address, unsigned rank, const float (&v)[4]) {
   uint32_t remote;
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
-#pragma unroll
-  for (int k = 0; k < 8; k += 4) {
-    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(v[k]), "=f"(v[k + 1]), "=f"(v[k + 2]), "=f"(v[k + 3])
-                 : "r"(remote + 4 * k));
-  }
+  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(remote), "f"(v[0]), "f"(v[1]), "f"(v[2]),
+               "f"(v[3])
+               : "memory");
 }
+__device__ inline float4 load_shared(uint32_t address) {
+  float4 v;
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(address));
+  return v;
+}
+
+// cluster_meet() in two halves; threads that have ended are not waited for.
+__device__ inline void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+__device__ inline void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
+__device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 
 }  // namespace m4j::cuda

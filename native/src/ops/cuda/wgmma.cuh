@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "ops/cuda/mma.cuh"
 
@@ -74,81 +75,68 @@ __device__ inline void barrier_wait(uint32_t barrier, int phase) {
       : "memory");
 }
 
+// The operands of a sum of so many tiles, and their places in the text of a product.
 #define M4J_TILE(d, i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
+#define M4J_TILES_1(d) M4J_TILE(d, 0)
+#define M4J_TILES_2(d) M4J_TILES_1(d), M4J_TILE(d, 1)
+#define M4J_TILES_3(d) M4J_TILES_2(d), M4J_TILE(d, 2)
+#define M4J_TILES_4(d) M4J_TILES_3(d), M4J_TILE(d, 3)
+#define M4J_TILES_5(d) M4J_TILES_4(d), M4J_TILE(d, 4)
+#define M4J_TILES_6(d) M4J_TILES_5(d), M4J_TILE(d, 5)
+#define M4J_TILES_7(d) M4J_TILES_6(d), M4J_TILE(d, 6)
+#define M4J_TILES_8(d) M4J_TILES_7(d), M4J_TILE(d, 7)
+#define M4J_TILES_9(d) M4J_TILES_8(d), M4J_TILE(d, 8)
+#define M4J_TILES_10(d) M4J_TILES_9(d), M4J_TILE(d, 9)
+#define M4J_TILES_11(d) M4J_TILES_10(d), M4J_TILE(d, 10)
+#define M4J_TILES_12(d) M4J_TILES_11(d), M4J_TILE(d, 11)
+#define M4J_TILES_13(d) M4J_TILES_12(d), M4J_TILE(d, 12)
+#define M4J_TILES_14(d) M4J_TILES_13(d), M4J_TILE(d, 13)
+#define M4J_TILES_15(d) M4J_TILES_14(d), M4J_TILE(d, 14)
+#define M4J_TILES_16(d) M4J_TILES_15(d), M4J_TILE(d, 15)
+#define M4J_PLACES_1 "%0, %1, %2, %3"
+#define M4J_PLACES_2 M4J_PLACES_1 ", %4, %5, %6, %7"
+#define M4J_PLACES_3 M4J_PLACES_2 ", %8, %9, %10, %11"
+#define M4J_PLACES_4 M4J_PLACES_3 ", %12, %13, %14, %15"
+#define M4J_PLACES_5 M4J_PLACES_4 ", %16, %17, %18, %19"
+#define M4J_PLACES_6 M4J_PLACES_5 ", %20, %21, %22, %23"
+#define M4J_PLACES_7 M4J_PLACES_6 ", %24, %25, %26, %27"
+#define M4J_PLACES_8 M4J_PLACES_7 ", %28, %29, %30, %31"
+#define M4J_PLACES_9 M4J_PLACES_8 ", %32, %33, %34, %35"
+#define M4J_PLACES_10 M4J_PLACES_9 ", %36, %37, %38, %39"
+#define M4J_PLACES_11 M4J_PLACES_10 ", %40, %41, %42, %43"
+#define M4J_PLACES_12 M4J_PLACES_11 ", %44, %45, %46, %47"
+#define M4J_PLACES_13 M4J_PLACES_12 ", %48, %49, %50, %51"
+#define M4J_PLACES_14 M4J_PLACES_13 ", %52, %53, %54, %55"
+#define M4J_PLACES_15 M4J_PLACES_14 ", %56, %57, %58, %59"
+#define M4J_PLACES_16 M4J_PLACES_15 ", %60, %61, %62, %63"
 
 // d = a b^T, or d += a b^T: a [64, 16] and b [n, 16] by their rows.
-template <typename T>
-__device__ void product_rows(float (&d)[3][4], uint64_t a, uint64_t b, bool add);
-template <>
-__device__ __forceinline__ void product_rows<__nv_bfloat16>(float (&d)[3][4], uint64_t a, uint64_t b, bool add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %14, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n24k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11}, "
-      "%12, %13, p, 1, 1, 0, 0;\n}\n"
-      : M4J_TILE(d, 0), M4J_TILE(d, 1), M4J_TILE(d, 2)
-      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
-}
-template <>
-__device__ __forceinline__ void product_rows<__half>(float (&d)[3][4], uint64_t a, uint64_t b, bool add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %14, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n24k16.f32.f16.f16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11}, "
-      "%12, %13, p, 1, 1, 0, 0;\n}\n"
-      : M4J_TILE(d, 0), M4J_TILE(d, 1), M4J_TILE(d, 2)
-      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
-}
+#define M4J_PRODUCT_ROWS(tiles, n, type, a_at, b_at, add_at)                                                          \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #add_at ", 0;\n"                                                  \
+               "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" M4J_PLACES_##tiles "}, "          \
+               "%" #a_at ", %" #b_at ", p, 1, 1, 0, 0;\n}\n"                                                          \
+               : M4J_TILES_##tiles(d)                                                                                 \
+               : "l"(a), "l"(b), "r"(static_cast<int>(add)))
+#define M4J_DEFINE_PRODUCT_ROWS(tiles, n, a_at, b_at, add_at)                                                         \
+  template <typename T>                                                                                               \
+  __device__ __forceinline__ void product_rows(float (&d)[tiles][4], uint64_t a, uint64_t b, bool add) {              \
+    if constexpr (std::is_same_v<T, __half>) {                                                                        \
+      M4J_PRODUCT_ROWS(tiles, n, "f16", a_at, b_at, add_at);                                                          \
+    } else {                                                                                                          \
+      M4J_PRODUCT_ROWS(tiles, n, "bf16", a_at, b_at, add_at);                                                         \
+    }                                                                                                                 \
+  }
 
-template <typename T>
-__device__ void product_rows(float (&d)[4][4], uint64_t a, uint64_t b, bool add);
-template <>
-__device__ __forceinline__ void product_rows<__nv_bfloat16>(float (&d)[4][4], uint64_t a, uint64_t b, bool add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
-      "%16, %17, p, 1, 1, 0, 0;\n}\n"
-      : M4J_TILE(d, 0), M4J_TILE(d, 1), M4J_TILE(d, 2), M4J_TILE(d, 3)
-      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
-}
-template <>
-__device__ __forceinline__ void product_rows<__half>(float (&d)[4][4], uint64_t a, uint64_t b, bool add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
-      "%16, %17, p, 1, 1, 0, 0;\n}\n"
-      : M4J_TILE(d, 0), M4J_TILE(d, 1), M4J_TILE(d, 2), M4J_TILE(d, 3)
-      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
-}
-
-template <typename T>
-__device__ void product_rows(float (&d)[8][4], uint64_t a, uint64_t b, bool add);
-template <>
-__device__ __forceinline__ void product_rows<__nv_bfloat16>(float (&d)[8][4], uint64_t a, uint64_t b, bool add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "%32, %33, p, 1, 1, 0, 0;\n}\n"
-      : M4J_TILE(d, 0), M4J_TILE(d, 1), M4J_TILE(d, 2), M4J_TILE(d, 3),
-              M4J_TILE(d, 4), M4J_TILE(d, 5), M4J_TILE(d, 6), M4J_TILE(d, 7)
-      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
-}
-template <>
-__device__ __forceinline__ void product_rows<__half>(float (&d)[8][4], uint64_t a, uint64_t b, bool add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "%32, %33, p, 1, 1, 0, 0;\n}\n"
-      : M4J_TILE(d, 0), M4J_TILE(d, 1), M4J_TILE(d, 2), M4J_TILE(d, 3),
-              M4J_TILE(d, 4), M4J_TILE(d, 5), M4J_TILE(d, 6), M4J_TILE(d, 7)
-      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
-}
+M4J_DEFINE_PRODUCT_ROWS(2, 16, 8, 9, 10)
+M4J_DEFINE_PRODUCT_ROWS(3, 24, 12, 13, 14)
+M4J_DEFINE_PRODUCT_ROWS(4, 32, 16, 17, 18)
+M4J_DEFINE_PRODUCT_ROWS(5, 40, 20, 21, 22)
+M4J_DEFINE_PRODUCT_ROWS(6, 48, 24, 25, 26)
+M4J_DEFINE_PRODUCT_ROWS(8, 64, 32, 33, 34)
+M4J_DEFINE_PRODUCT_ROWS(10, 80, 40, 41, 42)
+M4J_DEFINE_PRODUCT_ROWS(11, 88, 44, 45, 46)
+M4J_DEFINE_PRODUCT_ROWS(12, 96, 48, 49, 50)
+M4J_DEFINE_PRODUCT_ROWS(16, 128, 64, 65, 66)
 
 template <typename T>
 __device__ void product_rows(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b, bool add);
