@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(kThreads)
   if (a.splits > 1) cluster_arrive_relaxed();
 
   if (warp == kConsumers / kWarp) {
-    if (lane != 0) return;
+    const uint64_t once = read_once_policy();
     const int arriving = Shape::kPanels * (units * kUnit * 128 + x_bytes);
     const auto fetch_weight = [&](int i, int stage) {
       barrier_expect(full(stage), arriving);
@@ -112,9 +112,9 @@ __global__ void __launch_bounds__(kThreads)
       for (int p = 0; p < Shape::kPanels; ++p) {
         const uint32_t to = stages + stage * stage_bytes + p * Shape::kPanelOfWeights;
         const int column = (begin + i) * Shape::kColumns + p * kPanel;
-        fetch_once(to, weight, column, first_row, full(stage));
+        fetch(to, weight, column, first_row, full(stage), once);
         if (units > a.units) {
-          fetch_once(to + a.units * kUnit * 128, one_unit, column, first_row + a.units * kUnit, full(stage));
+          fetch(to + a.units * kUnit * 128, one_unit, column, first_row + a.units * kUnit, full(stage), once);
         }
       }
     };

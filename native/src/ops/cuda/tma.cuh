@@ -13,33 +13,42 @@ namespace m4j::cuda {
 // After barrier_init, so that copies and the other blocks of the cluster see the barriers.
 __device__ inline void publish_barriers() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 
+// What one lane does for a whole warp, which is to be here as one: a branch that only one lane takes would cost a loop
+// over lanes around each copy.
+#define M4J_BY_ONE_LANE "{\n.reg .pred one;\nelect.sync _|one, 0xffffffff;\n@one "
+
 // One arrival, and so many bytes by copies, still to come.
 __device__ inline void barrier_expect(uint32_t barrier, uint32_t bytes) {
-  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.expect_tx.shared.b64 state, [%0], %1;\n}\n" ::"r"(barrier), "r"(bytes)
+  asm volatile(M4J_BY_ONE_LANE "mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;\n}\n" ::"r"(barrier), "r"(bytes)
                : "memory");
 }
 
-// Before its first use, so that the use need not wait for it.
+// Before its first use, so that the use need not wait for it. By any thread.
 __device__ inline void prefetch_map(const CUtensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 
-// A box to shared memory, by one thread; the barrier counts its bytes.
+// A box to shared memory; the barrier counts its bytes.
 __device__ inline void fetch(uint32_t to, const CUtensorMap& map, int column, int row, uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
-      "l"(&map), "r"(column), "r"(row), "r"(barrier)
-      : "memory");
+  asm volatile(M4J_BY_ONE_LANE
+               "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], "
+               "[%4];\n}\n" ::"r"(to),
+               "l"(&map), "r"(column), "r"(row), "r"(barrier)
+               : "memory");
 }
-// The same for what is read once: other lines stay in the cache longer.
-__device__ inline void fetch_once(uint32_t to, const CUtensorMap& map, int column, int row, uint32_t barrier) {
+// For what is read once: other lines stay in the cache longer.
+__device__ inline uint64_t read_once_policy() {
   uint64_t policy;
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3}], "
-      "[%4], %5;" ::"r"(to),
-      "l"(&map), "r"(column), "r"(row), "r"(barrier), "l"(policy)
-      : "memory");
+  return policy;
+}
+__device__ inline void fetch(uint32_t to, const CUtensorMap& map, int column, int row, uint32_t barrier,
+                             uint64_t policy) {
+  asm volatile(M4J_BY_ONE_LANE
+               "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+               "[%1, {%2, %3}], [%4], %5;\n}\n" ::"r"(to),
+               "l"(&map), "r"(column), "r"(row), "r"(barrier), "l"(policy)
+               : "memory");
 }
 
 // Four numbers to the place in the shared memory of block `rank` of the cluster that `address` is in this one's.
