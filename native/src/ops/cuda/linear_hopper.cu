@@ -142,6 +142,11 @@ __global__ void __launch_bounds__(kThreads)
       if (i == count - 1) let_next_start();
       if (++stage == a.stages) stage = 0, phase ^= 1;
     }
+    if (a.splits > 1) {  // all threads of a cluster take part in its barriers
+      cluster_wait();
+      cluster_arrive();
+      cluster_wait();
+    }
     return;
   }
 

@@ -65,7 +65,7 @@ __device__ inline float4 load_shared(uint32_t address) {
   return v;
 }
 
-// cluster_meet() in two halves; threads that have ended are not waited for.
+// cluster_meet() in two halves. No thread ends between them: whether the barrier counts it then is not worth relying on.
 __device__ inline void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
 __device__ inline void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
 __device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
