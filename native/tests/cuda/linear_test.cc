@@ -93,8 +93,8 @@ TEST(CudaLinear, WideMatrices) {
       for (const int64_t token : {int64_t{0}, tokens / 2, tokens - 1}) {
         Problem part = problem;
         part.tokens = 1;
-        part.x = m4j::test::slice_rows(problem.x, in, token, token + 1);
-        expect_close(m4j::test::slice_rows(actual, out_dim, token, token + 1), part.expected(), kWideTolerance);
+        part.x = slice_rows(problem.x, in, token, token + 1);
+        expect_close(slice_rows(actual, out_dim, token, token + 1), part.expected(), kWideTolerance);
       }
       expect_same_bits(problem.run(true, 8), actual);
     }

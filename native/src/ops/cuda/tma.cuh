@@ -1,4 +1,4 @@
-// Hopper's copies of boxes of a matrix into shared memory, and clusters of blocks that read each other's (sm_90).
+// Hopper's copies of boxes of a matrix into shared memory, and clusters of blocks that write into each other's (sm_90).
 #pragma once
 
 #include <cuda.h>
@@ -13,8 +13,8 @@ namespace m4j::cuda {
 // After barrier_init, so that copies and the other blocks of the cluster see the barriers.
 __device__ inline void publish_barriers() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 
-// What one lane does for a whole warp, which is to be here as one: a branch that only one lane takes would cost a loop
-// over lanes around each copy.
+// barrier_expect and fetch are called by whole warps, one lane of which acts: a branch that only one lane takes would
+// cost a loop over lanes around each copy.
 #define M4J_BY_ONE_LANE "{\n.reg .pred one;\nelect.sync _|one, 0xffffffff;\n@one "
 
 // One arrival, and so many bytes by copies, still to come.
@@ -51,6 +51,8 @@ __device__ inline void fetch(uint32_t to, const CUtensorMap& map, int column, in
                : "memory");
 }
 
+#undef M4J_BY_ONE_LANE
+
 // Four numbers to the place in the shared memory of block `rank` of the cluster that `address` is in this one's.
 __device__ inline void store_to_cluster(uint32_t address, unsigned rank, const float (&v)[4]) {
   uint32_t remote;
@@ -65,7 +67,7 @@ __device__ inline float4 load_shared(uint32_t address) {
   return v;
 }
 
-// cluster_meet() in two halves. No thread ends between them: whether the barrier counts it then is not worth relying on.
+// cluster_meet() in two halves. No thread ends between them: whether the barrier counts it then is not to be relied on.
 __device__ inline void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
 __device__ inline void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
 __device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }

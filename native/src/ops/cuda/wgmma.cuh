@@ -110,23 +110,26 @@ __device__ inline void barrier_wait(uint32_t barrier, int phase) {
 #define M4J_PLACES_15 M4J_PLACES_14 ", %56, %57, %58, %59"
 #define M4J_PLACES_16 M4J_PLACES_15 ", %60, %61, %62, %63"
 
-// d = a b^T, or d += a b^T: a [64, 16] and b [n, 16] by their rows.
-#define M4J_PRODUCT_ROWS(tiles, n, type, a_at, b_at, add_at)                                                          \
+// One product of 16-bit numbers of a kind: behind the sum's places come those of the operands, as `text` names them.
+#define M4J_PRODUCT(tiles, n, type, text, add_at, ...)                                                                \
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #add_at ", 0;\n"                                                  \
-               "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" M4J_PLACES_##tiles "}, "          \
-               "%" #a_at ", %" #b_at ", p, 1, 1, 0, 0;\n}\n"                                                          \
+               "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" M4J_PLACES_##tiles "}, " text     \
+               ";\n}\n"                                                                                               \
                : M4J_TILES_##tiles(d)                                                                                 \
-               : "l"(a), "l"(b), "r"(static_cast<int>(add)))
-#define M4J_DEFINE_PRODUCT_ROWS(tiles, n, a_at, b_at, add_at)                                                         \
+               : __VA_ARGS__, "l"(b), "r"(static_cast<int>(add)))
+#define M4J_DEFINE_PRODUCT(name, tiles, n, left, text, add_at, ...)                                                   \
   template <typename T>                                                                                               \
-  __device__ __forceinline__ void product_rows(float (&d)[tiles][4], uint64_t a, uint64_t b, bool add) {              \
+  __device__ __forceinline__ void name(float (&d)[tiles][4], left, uint64_t b, bool add) {                            \
     if constexpr (std::is_same_v<T, __half>) {                                                                        \
-      M4J_PRODUCT_ROWS(tiles, n, "f16", a_at, b_at, add_at);                                                          \
+      M4J_PRODUCT(tiles, n, "f16", text, add_at, __VA_ARGS__);                                                        \
     } else {                                                                                                          \
-      M4J_PRODUCT_ROWS(tiles, n, "bf16", a_at, b_at, add_at);                                                         \
+      M4J_PRODUCT(tiles, n, "bf16", text, add_at, __VA_ARGS__);                                                       \
     }                                                                                                                 \
   }
 
+// d = a b^T, or d += a b^T: a [64, 16] and b [n, 16] by their rows.
+#define M4J_DEFINE_PRODUCT_ROWS(tiles, n, a_at, b_at, add_at) \
+  M4J_DEFINE_PRODUCT(product_rows, tiles, n, uint64_t a, "%" #a_at ", %" #b_at ", p, 1, 1, 0, 0", add_at, "l"(a))
 M4J_DEFINE_PRODUCT_ROWS(2, 16, 8, 9, 10)
 M4J_DEFINE_PRODUCT_ROWS(3, 24, 12, 13, 14)
 M4J_DEFINE_PRODUCT_ROWS(4, 32, 16, 17, 18)
@@ -138,98 +141,21 @@ M4J_DEFINE_PRODUCT_ROWS(11, 88, 44, 45, 46)
 M4J_DEFINE_PRODUCT_ROWS(12, 96, 48, 49, 50)
 M4J_DEFINE_PRODUCT_ROWS(16, 128, 64, 65, 66)
 
-template <typename T>
-__device__ void product_rows(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b, bool add);
-template <>
-__device__ __forceinline__ void product_rows<__nv_bfloat16>(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b,
-                                                               bool add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "{%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}\n"
-      : M4J_TILE(d, 0), M4J_TILE(d, 1), M4J_TILE(d, 2), M4J_TILE(d, 3),
-              M4J_TILE(d, 4), M4J_TILE(d, 5), M4J_TILE(d, 6), M4J_TILE(d, 7)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
-}
-template <>
-__device__ __forceinline__ void product_rows<__half>(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b, bool add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "{%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}\n"
-      : M4J_TILE(d, 0), M4J_TILE(d, 1), M4J_TILE(d, 2), M4J_TILE(d, 3),
-              M4J_TILE(d, 4), M4J_TILE(d, 5), M4J_TILE(d, 6), M4J_TILE(d, 7)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
-}
+// The same with a in registers.
+#define M4J_DEFINE_PRODUCT_OF_REGISTERS(name, tiles, n, a_at, b_at, by_columns, add_at)                               \
+  M4J_DEFINE_PRODUCT(name, tiles, n, const uint32_t(&a)[4], "{" a_at "}, %" #b_at ", p, 1, 1, " #by_columns, add_at,  \
+                     "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]))
+
+M4J_DEFINE_PRODUCT_OF_REGISTERS(product_rows, 8, 64, "%32, %33, %34, %35", 36, 0, 37)
 
 // d = a b, or d += a b: b [16, n] by its rows.
-template <typename T>
-__device__ void product(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b, bool add);
-template <>
-__device__ __forceinline__ void product<__nv_bfloat16>(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b, bool add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "{%32, %33, %34, %35}, %36, p, 1, 1, 1;\n}\n"
-      : M4J_TILE(d, 0), M4J_TILE(d, 1), M4J_TILE(d, 2), M4J_TILE(d, 3),
-              M4J_TILE(d, 4), M4J_TILE(d, 5), M4J_TILE(d, 6), M4J_TILE(d, 7)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
-}
-template <>
-__device__ __forceinline__ void product<__half>(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b, bool add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "{%32, %33, %34, %35}, %36, p, 1, 1, 1;\n}\n"
-      : M4J_TILE(d, 0), M4J_TILE(d, 1), M4J_TILE(d, 2), M4J_TILE(d, 3),
-              M4J_TILE(d, 4), M4J_TILE(d, 5), M4J_TILE(d, 6), M4J_TILE(d, 7)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
-}
-
-template <typename T>
-__device__ void product(float (&d)[16][4], const uint32_t (&a)[4], uint64_t b, bool add);
-template <>
-__device__ __forceinline__ void product<__nv_bfloat16>(float (&d)[16][4], const uint32_t (&a)[4], uint64_t b,
-                                                          bool add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "{%64, %65, %66, %67}, %68, p, 1, 1, 1;\n}\n"
-      : M4J_TILE(d, 0), M4J_TILE(d, 1), M4J_TILE(d, 2), M4J_TILE(d, 3),
-              M4J_TILE(d, 4), M4J_TILE(d, 5), M4J_TILE(d, 6), M4J_TILE(d, 7),
-              M4J_TILE(d, 8), M4J_TILE(d, 9), M4J_TILE(d, 10), M4J_TILE(d, 11),
-              M4J_TILE(d, 12), M4J_TILE(d, 13), M4J_TILE(d, 14), M4J_TILE(d, 15)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
-}
-template <>
-__device__ __forceinline__ void product<__half>(float (&d)[16][4], const uint32_t (&a)[4], uint64_t b, bool add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "{%64, %65, %66, %67}, %68, p, 1, 1, 1;\n}\n"
-      : M4J_TILE(d, 0), M4J_TILE(d, 1), M4J_TILE(d, 2), M4J_TILE(d, 3),
-              M4J_TILE(d, 4), M4J_TILE(d, 5), M4J_TILE(d, 6), M4J_TILE(d, 7),
-              M4J_TILE(d, 8), M4J_TILE(d, 9), M4J_TILE(d, 10), M4J_TILE(d, 11),
-              M4J_TILE(d, 12), M4J_TILE(d, 13), M4J_TILE(d, 14), M4J_TILE(d, 15)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
-}
+M4J_DEFINE_PRODUCT_OF_REGISTERS(product, 8, 64, "%32, %33, %34, %35", 36, 1, 37)
+M4J_DEFINE_PRODUCT_OF_REGISTERS(product, 16, 128, "%64, %65, %66, %67", 68, 1, 69)
 
 #undef M4J_TILE
+#undef M4J_PRODUCT
+#undef M4J_DEFINE_PRODUCT
+#undef M4J_DEFINE_PRODUCT_ROWS
+#undef M4J_DEFINE_PRODUCT_OF_REGISTERS
 
 }  // namespace m4j::cuda
