@@ -109,17 +109,21 @@ java_tests() {
     --select-class org.mamba4j.integration.StateTypeTest)
 }
 
-# The operations and small models; whole models of real size, long sequences and tensors beyond 2^31 elements would take
-# hours.
+# sanitizer TOOL OPTION...: over the operations; whole models of real size, long sequences and tensors beyond 2^31 elements
+# would take hours. The kernels of cuBLASLt are not ours: races in them do not count.
 sanitizer() {
-  local cases
+  local cases tool=$1 log=$logs/$1-of
+  shift
   cases=$(grep -E '^Cuda|CudaTensor' "$logs/cases" | grep -vE 'Beyond|Large|OutOfMemory|PartsForget|^CudaEngine|Models/')
-  # Errors of the API are left out, as some cases ask for more memory than there is, and so are the kernels of
-  # cuBLASLt, in which racecheck sees hazards.
-  each_case 300 "$cases" compute-sanitizer --tool "$1" --report-api-errors no --error-exitcode 9 \
-    --kernel-name-exclude kns=nvjet \
-    "$here/bin/mamba4j_cuda_test" --gtest_brief=1 >"$logs/$1-results"
-  all_passed "$logs/$1-results" "$(wc -l <<<"$cases")"
+  # Errors of the API are left out, as some cases ask for more memory than there is.
+  # shellcheck disable=SC2016 # the inner shell expands it
+  each_case 300 "$cases" bash -c \
+    'log=$0.$$; "$@" >"$log" 2>&1; result=$?; cat "$log"
+     ! grep "Race reported" "$log" | grep -qv nvjet || result=9
+     rm "$log"; exit $result' "$log" \
+    compute-sanitizer --tool "$tool" --report-api-errors no "$@" "$here/bin/mamba4j_cuda_test" --gtest_brief=1 \
+    >"$logs/$tool-results"
+  all_passed "$logs/$tool-results" "$(wc -l <<<"$cases")"
 }
 
 run() {
@@ -155,8 +159,10 @@ run() {
   check native-tests native_cases
   check java-tests java_tests
   if ! $quick && command -v compute-sanitizer >/dev/null; then
-    check memcheck sanitizer memcheck
-    M4J_TEST_ONE_IN=10 check racecheck sanitizer racecheck
+    check memcheck sanitizer memcheck --error-exitcode 9 --kernel-name-exclude kns=nvjet
+    # Kernels of clusters must be looked at, cuBLASLt's too: left out they end with an illegal access. For decode_step see
+    # decode_block.cuh.
+    M4J_TEST_ONE_IN=10 check racecheck sanitizer racecheck --kernel-name-exclude kns=decode_step_kernel
   fi
   check bench-scan "$here/bin/m4j-gpu-bench-scan"
   check bench-ssd "$here/bin/m4j-gpu-bench-ssd"

@@ -30,6 +30,12 @@ std::vector<TinyOptions> all_options() {
   return all;
 }
 
+std::vector<float> joined(const std::vector<std::vector<float>>& parts) {
+  std::vector<float> all;
+  for (const auto& part : parts) all.insert(all.end(), part.begin(), part.end());
+  return all;
+}
+
 class CudaModel : public ApiTest, public ::testing::WithParamInterface<TinyOptions> {
  protected:
   // Activations are rounded to the weights' dtype on the GPU.
@@ -109,7 +115,12 @@ TEST_P(CudaModel, RaggedBatchesEqualTheCpu) {
   for (const auto& lengths : calls) {
     const std::vector<Tokens> input = sequences(lengths);
     const auto expected = advance(cpu.states, cpu_slots, input, V), actual = advance(gpu.states, gpu_slots, input, V);
-    for (size_t i = 0; i < input.size(); ++i) expect_near(actual[i], expected[i]);
+    // What a state lost to rounding a single token may show enlarged, where its terms cancel: the CPU does so too when it
+    // goes on from the GPU's state.
+    for (size_t i = 0; i < input.size(); ++i) {
+      EXPECT_LT(relative_error(actual[i], {expected[i].begin(), expected[i].end()}), 5 * tolerance());
+    }
+    expect_near(joined(actual), joined(expected));
   }
   for (size_t i = 0; i < cpu_slots.size(); ++i) {
     expect_near(read_state(gpu.states, gpu_slots[i], tiny), read_state(cpu.states, cpu_slots[i], tiny));

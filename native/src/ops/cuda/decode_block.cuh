@@ -14,7 +14,8 @@ namespace m4j::cuda {
 // The warps that multiply and those that finish.
 __device__ inline void block_barrier() { asm volatile("bar.sync 1, %0;" ::"n"(kThreads + kFinishers) : "memory"); }
 
-// Those that multiply leave sums of squares to those that finish.
+// Those that multiply leave sums of squares to those that finish. (racecheck loses track of all barriers of threads that
+// arrive without waiting. If all wait it finds no hazard, but a step of mamba-130m takes 5 % longer.)
 __device__ inline void leave_squares() { asm volatile("bar.arrive 2, %0;" ::"n"(kThreads + kFinishers) : "memory"); }
 __device__ inline void wait_for_squares() { asm volatile("bar.sync 2, %0;" ::"n"(kThreads + kFinishers) : "memory"); }
 
