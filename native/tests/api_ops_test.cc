@@ -42,10 +42,6 @@ class ApiOpsTest : public ApiTest {
     for (const auto& name : names) all.insert(all.end(), g.at(name).values.begin(), g.at(name).values.end());
     return all;
   }
-  static std::vector<float> joined(std::vector<float> a, const std::vector<float>& b) {
-    a.insert(a.end(), b.begin(), b.end());
-    return a;
-  }
 };
 
 TEST_F(ApiOpsTest, SelectiveScanGoldens) {
@@ -69,7 +65,7 @@ TEST_F(ApiOpsTest, SelectiveScanGoldens) {
       in_place.last_state = in_place.initial_state;
       EXPECT_EQ(m4j_selective_scan(engine, &in_place, &err), M4J_OK) << err.message;
       EXPECT_EQ(initial.values(), last.values());
-      return joined(out.values(), last.values());
+      return joined({out.values(), last.values()});
     };
     expect_everywhere(run, expected(g, {"out", "last_state"}));
   }
@@ -91,7 +87,7 @@ TEST_F(ApiOpsTest, SsdGoldensWithEveryChunkSize) {
                                    last.tensor()};
         EXPECT_EQ(m4j_ssd(engine, &args, &err), M4J_OK) << err.message;
         EXPECT_TRUE(out.gaps_untouched() && last.gaps_untouched());
-        return joined(out.values(), last.values());
+        return joined({out.values(), last.values()});
       };
       expect_everywhere(run, expected(g, {"out", "last_state"}));
     }
@@ -154,7 +150,7 @@ TEST_F(ApiOpsTest, CausalConv1dCarriesItsWindow) {
                                              initial.tensor(), out.tensor(), last.tensor()};
         EXPECT_EQ(m4j_causal_conv1d(engine, &args, &err), M4J_OK) << err.message;
         EXPECT_TRUE(out.gaps_untouched() && last.gaps_untouched());
-        return joined(out.values(), last.values());
+        return joined({out.values(), last.values()});
       };
       expect_everywhere(run, expected_out);
     }

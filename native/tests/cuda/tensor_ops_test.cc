@@ -102,11 +102,6 @@ class OnDevice {
   BufferPtr buffer_;
 };
 
-std::vector<float> joined(std::vector<float> a, const std::vector<float>& b) {
-  a.insert(a.end(), b.begin(), b.end());
-  return a;
-}
-
 class CudaTensorOps : public ApiTest {
  protected:
   // run(engine, order, dtype), on the CPU in float32 with rounded inputs and on the GPU in every order and type.
@@ -158,7 +153,7 @@ TEST_F(CudaTensorOps, SelectiveScan) {
                                             Cs.tensor(), Ds.tensor(), zs.tensor(), biases.tensor(), initial.tensor(),
                                             out.tensor(), last.tensor()};
       EXPECT_EQ(m4j_selective_scan(engine.get(), &args, &err), M4J_OK) << err.message;
-      return joined(out.values(), last.values());
+      return joined({out.values(), last.values()});
     });
   }
 }
@@ -186,7 +181,7 @@ TEST_F(CudaTensorOps, Ssd) {
       m4j_ssd_args args = {sizeof args, 1, 0, 64, 0, INFINITY, xs.tensor(), dts.tensor(), As.tensor(), Bs.tensor(),
                            Cs.tensor(), Ds.tensor(), biases.tensor(), states.tensor(), out.tensor(), states.tensor()};
       EXPECT_EQ(m4j_ssd(engine.get(), &args, &err), M4J_OK) << err.message;
-      return joined(out.values(), states.values());  // the state was replaced where it lies
+      return joined({out.values(), states.values()});  // the state was replaced where it lies
     });
   }
 }
@@ -208,7 +203,7 @@ TEST_F(CudaTensorOps, CausalConv1d) {
       const m4j_causal_conv1d_args args = {sizeof args, 1, 0, xs.tensor(), weights.tensor(), biases.tensor(),
                                            initial.tensor(), out.tensor(), last.tensor()};
       EXPECT_EQ(m4j_causal_conv1d(engine.get(), &args, &err), M4J_OK) << err.message;
-      return K > 1 ? joined(out.values(), last.values()) : out.values();
+      return K > 1 ? joined({out.values(), last.values()}) : out.values();
     });
   }
   const OnDevice x(gpu, {1, 2, 3}, random.normal(6), Order::kRowMajor),

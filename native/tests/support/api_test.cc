@@ -71,6 +71,12 @@ std::vector<std::vector<float>> advance(const StatesPtr& states, const std::vect
   return result;
 }
 
+std::vector<float> joined(const std::vector<std::vector<float>>& parts) {
+  std::vector<float> all;
+  for (const auto& part : parts) all.insert(all.end(), part.begin(), part.end());
+  return all;
+}
+
 StateCopy read_state(const StatesPtr& states, m4j_slot slot, const TinyModel& tiny) {
   StateCopy copy;
   copy.conv.assign(static_cast<size_t>(tiny.conv_size()), NAN);

@@ -51,6 +51,9 @@ struct Batch {
 std::vector<std::vector<float>> advance(const StatesPtr& states, const std::vector<m4j_slot>& slots,
                                         const std::vector<Tokens>& sequences, int64_t vocab_size);
 
+// One behind the other.
+std::vector<float> joined(const std::vector<std::vector<float>>& parts);
+
 struct StateCopy {
   std::vector<float> conv, ssm;
   int64_t position = 0;
