@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "ops/cuda/dt_scan_step.h"
+
 namespace m4j::cuda {
 namespace {
 
@@ -61,6 +63,31 @@ class Mixer {
       norm_in_place(act_.dbc, c_.dt_rank);
       norm_in_place(B, N);
       norm_in_place(C, N);
+    }
+    if (dt_scan_step({.dtype = m_.dtype,
+                      .u = act_.conv,
+                      .ld_u = E,
+                      .dt = act_.dbc,
+                      .B = B,
+                      .C = C,
+                      .ld_dbc = dbc_ld,
+                      .dt_proj = w.dt_proj,
+                      .dt_bias = w.dt_bias,
+                      .A = w.A,
+                      .D = w.D,
+                      .z = at(m_, act_.proj, E),
+                      .ld_z = ld,
+                      .segments = batch_.segments,
+                      .d_inner = E,
+                      .d_state = N,
+                      .states = states_.ssm(layer),
+                      .slot_stride = states_.ssm_stride(),
+                      .state_type = c_.ssm_type(),
+                      .out = act_.conv,
+                      .ld_out = E},
+                     stream_)) {
+      project(act_.conv, E, w.out_proj, w.out_proj_bias, act_.mix);
+      return;
     }
     project(act_.dbc, dbc_ld, w.dt_proj, nullptr, act_.y);
     selective_scan({.dtype = m_.dtype,

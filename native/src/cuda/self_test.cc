@@ -11,6 +11,7 @@
 
 #include "ops/cuda/copy.h"
 #include "ops/cuda/cuda_ops.h"
+#include "ops/cuda/dt_scan_step.h"
 #include "ops/cuda/linear.h"
 #include "ops/half.h"
 #include "ops/sampling.h"
@@ -48,6 +49,7 @@ class SelfTest {
         if (dtype == DType::kF32 && states != dtype) continue;  // as exact as its states
         family("selective_scan", dtype, [&] { selective_scan_case(dtype, states, {37, 5}); });
         family("selective_scan, one step", dtype, [&] { selective_scan_case(dtype, states, {1, 1}); });
+        family("dt_scan_step", dtype, [&] { dt_scan_step_case(dtype, states); });
         family("ssd_step", dtype, [&] { ssd_case(dtype, states, {3, 1}, ssd_step); });
         family("ssd_chunk", dtype, [&] { ssd_case(dtype, states, {70, 9}, ssd_chunk); });
       }
@@ -240,6 +242,53 @@ class SelfTest {
                                  &out.host[at],
                                  E},
                                 kAlone);
+    }
+    expect(out);
+    expect(states);
+  }
+
+  void dt_scan_step_case(DType dtype, DType state_type) {
+    const int64_t E = 64, R = 24, N = 16;
+    const Segments s = segments({1, 1, 1});
+    const Data u = numbers(dtype, s.tokens * E, 1), dt = numbers(dtype, s.tokens * R, 1),
+               B = numbers(dtype, s.tokens * R, 1), C = numbers(dtype, s.tokens * R, 1),
+               z = numbers(dtype, s.tokens * E, 1), weight = numbers(dtype, E * R, 0.3f),
+               bias = numbers(DType::kF32, E, 1), A = numbers(DType::kF32, N * E, 0.5f, -0.6f),
+               D = numbers(DType::kF32, E, 1);
+    Data states = numbers(state_type, s.count * N * E, 1), out = poisoned(dtype, s.tokens * E);
+    if (!dt_scan_step({.dtype = dtype,
+                       .u = u.device,
+                       .ld_u = E,
+                       .dt = dt.device,
+                       .B = B.device,
+                       .C = C.device,
+                       .ld_dbc = R,
+                       .dt_proj = {dtype, weight.device, nullptr, E, R},
+                       .dt_bias = bias.floats(),
+                       .A = A.floats(),
+                       .D = D.floats(),
+                       .z = z.device,
+                       .ld_z = E,
+                       .segments = s,
+                       .d_inner = E,
+                       .d_state = N,
+                       .states = states.device,
+                       .slot_stride = N * E,
+                       .state_type = state_type,
+                       .out = out.device,
+                       .ld_out = E},
+                      engine_.stream)) {
+      return;
+    }
+    std::vector<float> delta(static_cast<std::size_t>(s.tokens * E));
+    reference_.linear({dt.host.data(), R, weight.host.data(), DType::kF32, R, nullptr, s.tokens, R, E, delta.data(), E},
+                      kAlone);
+    for (std::size_t t = 0; t < static_cast<std::size_t>(s.tokens); ++t) {
+      const std::size_t at = t * E;
+      reference_.selective_scan(
+          {&u.host[at], E, &delta[at], E, A.host.data(), &B.host[t * R], &C.host[t * R], R, D.host.data(), &z.host[at], E,
+           bias.host.data(), true, 1, E, N, 1, &states.host[t * N * E], &out.host[at], E},
+          kAlone);
     }
     expect(out);
     expect(states);

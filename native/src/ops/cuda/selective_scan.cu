@@ -397,14 +397,16 @@ void launch_step(const SelectiveScanArgs& a, bool quads, cudaStream_t stream) {
                 row_blocks, static_cast<unsigned>(segments), quads);
 }
 
-// Chunks cost nearly twice the exponentials: worth it while one walk leaves most of the GPU idle.
+// Chunks cost nearly twice the exponentials: worth it while one walk leaves most of the GPU idle. Short ones as long as
+// their blocks run all at a time, more of them only where they are long.
 Chunks plan_chunks(int64_t d_inner, int64_t d_state, const Segments& segments) {
-  constexpr int64_t kEnoughBlocks = 200, kTargetBlocks = 1280, kShortest = 64;
+  constexpr int64_t kEnoughBlocks = 200, kOneRound = 640, kTwoRounds = 1280, kShortest = 32, kLong = 128;
   Chunks chunks = {1, segments.longest, nullptr, nullptr};
   with_shape(d_state, [&]<typename S>(S) {
     const int64_t blocks = segments.count * ceil_div(d_inner, S::channels);
     if (blocks >= kEnoughBlocks) return;
-    const int64_t most = std::max<int64_t>(1, std::min(kTargetBlocks / blocks, segments.longest / kShortest));
+    const int64_t most = std::max<int64_t>({1, std::min(kOneRound / blocks, segments.longest / kShortest),
+                                            std::min(kTwoRounds / blocks, segments.longest / kLong)});
     chunks.tokens = ceil_div(ceil_div(segments.longest, most), kTile) * kTile;
     chunks.count = ceil_div(segments.longest, chunks.tokens);
   });

@@ -38,6 +38,22 @@ struct RowPart {
   }
 };
 
+// The states of a block that starts when half of these have ended, to the second-level cache: blocks spend part of their
+// time without loads under way.
+template <typename S>
+__device__ void fetch_later_states(const SsdArgs& a, unsigned head_blocks, int64_t rows) {
+  constexpr unsigned kBlocksAhead = 330;  // of 660 that an H200 runs at a time (bench/NOTES-gpu.md)
+  constexpr int64_t kLine = 128 / sizeof(S);
+  const unsigned block = blockIdx.x + kBlocksAhead, heads = static_cast<unsigned>(a.heads), item = block / head_blocks;
+  if (block >= gridDim.x) return;
+  const int64_t row = item % heads * a.headdim + block % head_blocks * rows;
+  const int64_t left = (item % heads + 1) * a.headdim - row;
+  const S* states = static_cast<const S*>(a.states) + a.segments.items[item / heads].slot * a.slot_stride + row * a.d_state;
+  for (int64_t i = threadIdx.x * kLine; i < min(rows, left) * a.d_state; i += kThreads * kLine) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(states + i));
+  }
+}
+
 // A team of kLanes lanes walks time for kRows rows of the state, so that many bytes are under way. Rows of one part
 // stay in registers from token to token (kResident); longer ones go through memory, part by part.
 template <typename T, typename S, int kWidth, int kVectors, int kRows, bool kResident>
@@ -68,6 +84,7 @@ __global__ void __launch_bounds__(kThreads, 5)
     }
   };
   if constexpr (kResident) load(0);
+  fetch_later_states<S>(a, head_blocks, kWarps * kTeams * kRows);
   const float A = a.A[head] * kLog2e, D = a.D ? a.D[head] : 0.0f, dt_bias = a.dt_bias ? a.dt_bias[head] : 0.0f;
   let_next_start();
   wait_for_previous();

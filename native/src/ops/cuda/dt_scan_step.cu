@@ -1,0 +1,183 @@
+// A block takes some channels of many tokens. Its weights and its first states are on their way before the kernel before
+// has ended, which is x_proj, or a norm: one that leaves the memory idle (bench/NOTES-gpu.md).
+#include "ops/cuda/dt_scan_step.h"
+
+#include <algorithm>
+
+#include "ops/cuda/chain.cuh"
+#include "ops/cuda/launch.cuh"
+#include "ops/cuda/math.cuh"
+#include "ops/cuda/mma.cuh"
+#include "ops/cuda/state_type.cuh"
+#include "ops/cuda/vec.cuh"
+
+namespace m4j::cuda {
+namespace {
+
+constexpr int kThreads = 256, kWarps = kThreads / kWarp;
+constexpr int kStates = 16;
+constexpr int kChannels = 64, kPairs = kChannels / 2;  // of a block
+constexpr int kTokens = 64;                            // of a block at most
+constexpr int kTokensAtOnce = kThreads / kPairs;
+// dt_proj's product: tiles of 16 rows and eight tokens, 32 columns at a time. A warp has one of the former and every
+// kTokenWarps-th of the latter.
+constexpr int kRows = 16, kRowTiles = kChannels / kRows, kTokenWarps = kWarps / kRowTiles;
+constexpr int kColumns = 32, kMostColumns = 256;
+
+// Eight columns of kParts x 32 in 8 rows each, a lane's share of a product. Which column is which of a product's does not
+// matter if both sides agree: a lane takes eight neighbours.
+template <typename T, int kParts>
+struct Rows {
+  uint4 words[kParts];
+
+  // Zeros where there is no row or column.
+  __device__ void load(const T* matrix, int64_t ld, int rows, int columns) {
+    const int lane = threadIdx.x % kWarp, column = lane % 4 * 8;
+    const T* from = matrix + lane / 4 * ld + column;
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) {
+      words[i] = {};
+      if (lane / 4 < rows && column + i * kColumns < columns) {
+        words[i] = *reinterpret_cast<const uint4*>(from + i * kColumns);
+      }
+    }
+  }
+};
+
+template <typename T, int kParts>
+__device__ void multiply(const Rows<T, kParts>& upper, const Rows<T, kParts>& lower, const Rows<T, kParts>& x, float (&d)[4]) {
+#pragma unroll
+  for (int i = 0; i < kParts; ++i) {
+    mma<T>(d, {upper.words[i].x, lower.words[i].x, upper.words[i].y, lower.words[i].y}, x.words[i].x, x.words[i].y);
+    mma<T>(d, {upper.words[i].z, lower.words[i].z, upper.words[i].w, lower.words[i].w}, x.words[i].z, x.words[i].w);
+  }
+}
+
+template <typename T, typename V, int kParts>
+__global__ void __launch_bounds__(kThreads, 2)
+    dt_scan_step_kernel(const __grid_constant__ DtScanStepArgs a, unsigned row_blocks, int tokens) {
+  __shared__ alignas(16) float A[kStates][kChannels], deltas[kTokens][kChannels];
+  const int first_channel = static_cast<int>(blockIdx.x % row_blocks) * kChannels;
+  const int64_t first = static_cast<int64_t>(blockIdx.x / row_blocks) * tokens;
+  const int count = static_cast<int>(min(static_cast<int64_t>(tokens), a.segments.count - first));
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, R = static_cast<int>(a.dt_proj.columns);
+  const int row = warp % kRowTiles * kRows + lane / 4;  // and the one eight further on: the lane's of a product
+  // A thread has two channels of every kTokensAtOnce-th token.
+  const int channel = threadIdx.x % kPairs * 2, c = first_channel + channel;
+  int s = threadIdx.x / kPairs;
+
+  const auto state_of = [&](int token) {
+    return static_cast<V*>(a.states) + a.segments.items[first + token].slot * a.slot_stride + c;
+  };
+  Packed<V, 2> next[kStates];
+  V* next_state = nullptr;
+  const auto load_states = [&](int token) {
+    next_state = state_of(token);
+#pragma unroll
+    for (int n = 0; n < kStates; ++n) next[n] = load_packed<2>(next_state + n * a.d_inner);
+  };
+  Rows<T, kParts> upper, lower;
+  const T* weight = static_cast<const T*>(a.dt_proj.data) + int64_t{first_channel + warp % kRowTiles * kRows} * R;
+  upper.load(weight, R, 8, R);
+  lower.load(weight + 8 * R, R, 8, R);
+  const float bias[2] = {a.dt_bias[first_channel + row], a.dt_bias[first_channel + row + 8]};
+  if (s < count) load_states(s);
+  for (int i = threadIdx.x; i < kStates * kChannels; i += kThreads) {
+    A[i / kChannels][i % kChannels] = a.A[i / kChannels * a.d_inner + first_channel + i % kChannels] * kLog2e;
+  }
+  const auto D = load_packed<2>(a.D + c);
+  if (s + kTokensAtOnce < count) {
+    // The thread's next states, into the second-level cache: a line for each thread of a token.
+    constexpr int kLines = kChannels * static_cast<int>(sizeof(V)) / 128;  // of a state
+    const int n = channel / 2 / kLines;
+    const V* line = state_of(s + kTokensAtOnce) - channel + n * a.d_inner + channel / 2 % kLines * (128 / sizeof(V));
+    if (n < kStates) asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
+  }
+  let_next_start();
+  wait_for_previous();
+
+#pragma unroll 1
+  for (int token = 8 * (warp / kRowTiles); token < count; token += 8 * kTokenWarps) {
+    Rows<T, kParts> x;
+    x.load(static_cast<const T*>(a.dt) + (first + token) * a.ld_dbc, a.ld_dbc, count - token, R);
+    float d[4] = {};
+    multiply(upper, lower, x, d);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        deltas[token + lane % 4 * 2 + j][row + 8 * half] = softplus(d[2 * half + j] + bias[half]);
+      }
+    }
+  }
+  __syncthreads();
+
+  for (; s < count; s += kTokensAtOnce) {
+    const int64_t token = first + s;
+    Packed<V, 2> before[kStates];
+#pragma unroll
+    for (int n = 0; n < kStates; ++n) before[n] = next[n];
+    V* const state = next_state;
+    const auto gate = load_packed<2>(static_cast<const T*>(a.z) + token * a.ld_z + c);
+    const auto u = load_packed<2>(static_cast<const T*>(a.u) + token * a.ld_u + c);
+    Packed<T, kStates> B, C;
+    B = load_packed<kStates>(static_cast<const T*>(a.B) + token * a.ld_dbc);
+    C = load_packed<kStates>(static_cast<const T*>(a.C) + token * a.ld_dbc);
+    if (s + kTokensAtOnce < count) load_states(s + kTokensAtOnce);
+    const auto delta = load_packed<2>(&deltas[s][channel]);
+    const float input[2] = {delta[0] * u[0], delta[1] * u[1]};
+    float y[2] = {};
+#pragma unroll
+    for (int n = 0; n < kStates; ++n) {
+      const auto A_n = load_packed<2>(&A[n][channel]);
+      Packed<V, 2> after = {};
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const float v = fmaf(exp2_fast(delta[j] * A_n[j]), before[n][j], input[j] * B[n]);
+        y[j] = fmaf(C[n], v, y[j]);
+        after.set(j, to_state<V>(v));
+      }
+      *reinterpret_cast<Packed<V, 2>*>(state + n * a.d_inner) = after;
+    }
+#pragma unroll
+    for (int j = 0; j < 2; ++j) y[j] = fmaf(D[j], u[j], y[j]) * silu(gate[j]);
+    store_floats(static_cast<T*>(a.out) + token * a.ld_out + c, y);
+  }
+}
+
+template <typename T, typename V, int kParts>
+void run(const DtScanStepArgs& a, cudaStream_t stream) {
+  constexpr int64_t kEnoughBlocks = 128;
+  const int64_t row_blocks = a.d_inner / kChannels, count = a.segments.count;
+  // As few blocks as fill the device, as long as they hold all tokens; where they do not, many small ones come out even.
+  int64_t groups = std::min(ceil_div(kEnoughBlocks, row_blocks), ceil_div(count, kTokensAtOnce));
+  if (count > groups * kTokens) groups = ceil_div(count, kTokens / 2);
+  const int64_t tokens = ceil_div(count, groups);
+  launch_kernel("dt_scan_step", dt_scan_step_kernel<T, V, kParts>,
+                {.blocks = static_cast<unsigned>(row_blocks * ceil_div(count, tokens)), .threads = kThreads}, stream, a,
+                static_cast<unsigned>(row_blocks), static_cast<int>(tokens));
+}
+
+bool takes(const DtScanStepArgs& a) {
+  return a.dtype != DType::kF32 && a.dt_proj.dtype == a.dtype && a.dt_proj.columns <= kMostColumns &&
+         a.d_state == kStates && a.d_inner % kChannels == 0 && a.segments.longest == 1 && a.ld_dbc % 8 == 0 &&
+         is_aligned(a.dt, 16) && is_aligned(a.B, 16) && is_aligned(a.C, 16) && a.slot_stride % 2 == 0 &&
+         a.ld_u % 2 == 0 && a.ld_z % 2 == 0 && a.ld_out % 2 == 0 && is_aligned(a.z, 4);
+}
+
+}  // namespace
+
+bool dt_scan_step(const DtScanStepArgs& a, cudaStream_t stream) {
+  if (!takes(a)) return false;
+  const auto with_types = [&]<typename T>(T) {
+    with_state_type(a.state_type, [&]<typename V>(V) {
+      if (a.dt_proj.columns <= 2 * kColumns) return run<T, V, 2>(a, stream);
+      if (a.dt_proj.columns <= 5 * kColumns) return run<T, V, 5>(a, stream);
+      run<T, V, kMostColumns / kColumns>(a, stream);
+    });
+  };
+  a.dtype == DType::kBF16 ? with_types(__nv_bfloat16()) : with_types(__half());
+  return true;
+}
+
+}  // namespace m4j::cuda
