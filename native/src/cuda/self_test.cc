@@ -286,8 +286,8 @@ class SelfTest {
     for (std::size_t t = 0; t < static_cast<std::size_t>(s.tokens); ++t) {
       const std::size_t at = t * E;
       reference_.selective_scan(
-          {&u.host[at], E, &delta[at], E, A.host.data(), &B.host[t * R], &C.host[t * R], R, D.host.data(), &z.host[at], E,
-           bias.host.data(), true, 1, E, N, 1, &states.host[t * N * E], &out.host[at], E},
+          {&u.host[at], E, &delta[at], E, A.host.data(), &B.host[t * R], &C.host[t * R], R, D.host.data(), &z.host[at],
+           E, bias.host.data(), true, 1, E, N, 1, &states.host[t * N * E], &out.host[at], E},
           kAlone);
     }
     expect(out);

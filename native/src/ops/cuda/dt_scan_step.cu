@@ -24,8 +24,8 @@ constexpr int kTokensAtOnce = kThreads / kPairs;
 constexpr int kRows = 16, kRowTiles = kChannels / kRows, kTokenWarps = kWarps / kRowTiles;
 constexpr int kColumns = 32, kMostColumns = 256;
 
-// Eight columns of kParts x 32 in 8 rows each, a lane's share of a product. Which column is which of a product's does not
-// matter if both sides agree: a lane takes eight neighbours.
+// A lane's share of eight rows and kParts x 32 columns. Which of these is which column of a product does not matter if
+// both sides agree: a lane takes eight neighbours.
 template <typename T, int kParts>
 struct Rows {
   uint4 words[kParts];
@@ -44,8 +44,10 @@ struct Rows {
   }
 };
 
+// d += (upper, lower) x^T: 16 rows, eight tokens
 template <typename T, int kParts>
-__device__ void multiply(const Rows<T, kParts>& upper, const Rows<T, kParts>& lower, const Rows<T, kParts>& x, float (&d)[4]) {
+__device__ void multiply(const Rows<T, kParts>& upper, const Rows<T, kParts>& lower, const Rows<T, kParts>& x,
+                         float (&d)[4]) {
 #pragma unroll
   for (int i = 0; i < kParts; ++i) {
     mma<T>(d, {upper.words[i].x, lower.words[i].x, upper.words[i].y, lower.words[i].y}, x.words[i].x, x.words[i].y);
@@ -120,9 +122,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     V* const state = next_state;
     const auto gate = load_packed<2>(static_cast<const T*>(a.z) + token * a.ld_z + c);
     const auto u = load_packed<2>(static_cast<const T*>(a.u) + token * a.ld_u + c);
-    Packed<T, kStates> B, C;
-    B = load_packed<kStates>(static_cast<const T*>(a.B) + token * a.ld_dbc);
-    C = load_packed<kStates>(static_cast<const T*>(a.C) + token * a.ld_dbc);
+    const auto B = load_packed<kStates>(static_cast<const T*>(a.B) + token * a.ld_dbc);
+    const auto C = load_packed<kStates>(static_cast<const T*>(a.C) + token * a.ld_dbc);
     if (s + kTokensAtOnce < count) load_states(s + kTokensAtOnce);
     const auto delta = load_packed<2>(&deltas[s][channel]);
     const float input[2] = {delta[0] * u[0], delta[1] * u[1]};

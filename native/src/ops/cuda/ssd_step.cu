@@ -48,7 +48,8 @@ __device__ void fetch_later_states(const SsdArgs& a, unsigned head_blocks, int64
   if (block >= gridDim.x) return;
   const int64_t row = item % heads * a.headdim + block % head_blocks * rows;
   const int64_t left = (item % heads + 1) * a.headdim - row;
-  const S* states = static_cast<const S*>(a.states) + a.segments.items[item / heads].slot * a.slot_stride + row * a.d_state;
+  const S* states =
+      static_cast<const S*>(a.states) + a.segments.items[item / heads].slot * a.slot_stride + row * a.d_state;
   for (int64_t i = threadIdx.x * kLine; i < min(rows, left) * a.d_state; i += kThreads * kLine) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(states + i));
   }
