@@ -64,57 +64,34 @@ class Mixer {
       norm_in_place(B, N);
       norm_in_place(C, N);
     }
-    if (dt_scan_step({.dtype = m_.dtype,
-                      .u = act_.conv,
-                      .ld_u = E,
-                      .dt = act_.dbc,
-                      .B = B,
-                      .C = C,
-                      .ld_dbc = dbc_ld,
-                      .dt_proj = w.dt_proj,
-                      .dt_bias = w.dt_bias,
-                      .A = w.A,
-                      .D = w.D,
-                      .z = at(m_, act_.proj, E),
-                      .ld_z = ld,
-                      .segments = batch_.segments,
-                      .d_inner = E,
-                      .d_state = N,
-                      .states = states_.ssm(layer),
-                      .slot_stride = states_.ssm_stride(),
-                      .state_type = c_.ssm_type(),
-                      .out = act_.conv,
-                      .ld_out = E},
-                     stream_)) {
-      project(act_.conv, E, w.out_proj, w.out_proj_bias, act_.mix);
-      return;
+    const SelectiveScanArgs scan = {.dtype = m_.dtype,
+                                    .u = act_.conv,
+                                    .ld_u = E,
+                                    .delta = act_.y,
+                                    .ld_delta = E,
+                                    .A = w.A,
+                                    .B = B,
+                                    .C = C,
+                                    .ld_bc = dbc_ld,
+                                    .D = w.D,
+                                    .z = at(m_, act_.proj, E),
+                                    .ld_z = ld,
+                                    .delta_bias = w.dt_bias,
+                                    .delta_softplus = true,
+                                    .segments = batch_.segments,
+                                    .d_inner = E,
+                                    .d_state = N,
+                                    .n_groups = 1,
+                                    .states = states_.ssm(layer),
+                                    .slot_stride = states_.ssm_stride(),
+                                    .out = act_.conv,
+                                    .ld_out = E,
+                                    .workspace = act_.op,
+                                    .state_type = c_.ssm_type()};
+    if (!dt_scan_step({scan, act_.dbc, w.dt_proj}, stream_)) {
+      project(act_.dbc, dbc_ld, w.dt_proj, nullptr, act_.y);
+      selective_scan(scan, stream_);
     }
-    project(act_.dbc, dbc_ld, w.dt_proj, nullptr, act_.y);
-    selective_scan({.dtype = m_.dtype,
-                    .u = act_.conv,
-                    .ld_u = E,
-                    .delta = act_.y,
-                    .ld_delta = E,
-                    .A = w.A,
-                    .B = B,
-                    .C = C,
-                    .ld_bc = dbc_ld,
-                    .D = w.D,
-                    .z = at(m_, act_.proj, E),
-                    .ld_z = ld,
-                    .delta_bias = w.dt_bias,
-                    .delta_softplus = true,
-                    .segments = batch_.segments,
-                    .d_inner = E,
-                    .d_state = N,
-                    .n_groups = 1,
-                    .states = states_.ssm(layer),
-                    .slot_stride = states_.ssm_stride(),
-                    .out = act_.conv,
-                    .ld_out = E,
-                    .workspace = act_.op,
-                    .state_type = c_.ssm_type()},
-                   stream_);
     project(act_.conv, E, w.out_proj, w.out_proj_bias, act_.mix);
   }
 

@@ -256,30 +256,10 @@ class SelfTest {
                bias = numbers(DType::kF32, E, 1), A = numbers(DType::kF32, N * E, 0.5f, -0.6f),
                D = numbers(DType::kF32, E, 1);
     Data states = numbers(state_type, s.count * N * E, 1), out = poisoned(dtype, s.tokens * E);
-    if (!dt_scan_step({.dtype = dtype,
-                       .u = u.device,
-                       .ld_u = E,
-                       .dt = dt.device,
-                       .B = B.device,
-                       .C = C.device,
-                       .ld_dbc = R,
-                       .dt_proj = {dtype, weight.device, nullptr, E, R},
-                       .dt_bias = bias.floats(),
-                       .A = A.floats(),
-                       .D = D.floats(),
-                       .z = z.device,
-                       .ld_z = E,
-                       .segments = s,
-                       .d_inner = E,
-                       .d_state = N,
-                       .states = states.device,
-                       .slot_stride = N * E,
-                       .state_type = state_type,
-                       .out = out.device,
-                       .ld_out = E},
-                      engine_.stream)) {
-      return;
-    }
+    const SelectiveScanArgs scan = {dtype, u.device, E, nullptr, 0, A.floats(), B.device, C.device, R, D.floats(),
+                                    z.device, E, bias.floats(), true, s, E, N, 1, states.device, N * E, out.device, E, {},
+                                    state_type};
+    if (!dt_scan_step({scan, dt.device, {dtype, weight.device, nullptr, E, R}}, engine_.stream)) return;
     std::vector<float> delta(static_cast<std::size_t>(s.tokens * E));
     reference_.linear({dt.host.data(), R, weight.host.data(), DType::kF32, R, nullptr, s.tokens, R, E, delta.data(), E},
                       kAlone);

@@ -36,28 +36,11 @@ struct Problem {
         A_memory(DType::kF32, A, d_inner), D_memory(DType::kF32, D, 1),
         state_memory(state_type, states, state_floats(), state_floats() + gap);
     const DeviceArray& out = in_place ? u_memory : out_memory;
-    EXPECT_TRUE(dt_scan_step({.dtype = dtype,
-                              .u = u_memory.data(),
-                              .ld_u = ld,
-                              .dt = dt_memory.data(),
-                              .B = B_memory.data(),
-                              .C = C_memory.data(),
-                              .ld_dbc = ld_dbc,
-                              .dt_proj = {dtype, weight.data(), nullptr, d_inner, dt_rank},
-                              .dt_bias = bias.floats(),
-                              .A = A_memory.floats(),
-                              .D = D_memory.floats(),
-                              .z = z_memory.data(),
-                              .ld_z = ld,
-                              .segments = batch.segments(),
-                              .d_inner = d_inner,
-                              .d_state = kStates,
-                              .states = state_memory.data(),
-                              .slot_stride = state_memory.ld(),
-                              .state_type = state_type,
-                              .out = out.data(),
-                              .ld_out = ld},
-                             nullptr));
+    const SelectiveScanArgs scan = {dtype, u_memory.data(), ld, nullptr, 0, A_memory.floats(), B_memory.data(),
+                                    C_memory.data(), ld_dbc, D_memory.floats(), z_memory.data(), ld, bias.floats(), true,
+                                    batch.segments(), d_inner, kStates, 1, state_memory.data(), state_memory.ld(),
+                                    out.data(), ld, {}, state_type};
+    EXPECT_TRUE(dt_scan_step({scan, dt_memory.data(), {dtype, weight.data(), nullptr, d_inner, dt_rank}}, nullptr));
     must(cudaDeviceSynchronize());
     return {out.read(), state_memory.read()};
   }
@@ -90,7 +73,8 @@ TEST_F(CudaDtScanStep, AnyNumberOfSequencesAndAnySize) {
   struct Shape {
     int64_t d_inner, dt_rank;
   };
-  for (const Shape& shape : {Shape{64, 8}, {128, 24}, {1536, 48}, {448, 64}, {320, 160}, {192, 176}, {256, 256}, {5120, 8}, {5120, 160}}) {
+  for (const Shape& shape : {Shape{64, 8}, {128, 24}, {1536, 48}, {448, 64}, {320, 160}, {192, 176}, {256, 256}, {5120, 8},
+                             {5120, 160}}) {
     for (int64_t count : {1, 3, 8, 9, 31, 64, 65, 130, 256}) {
       if (shape.d_inner * shape.dt_rank * count > 20'000'000) continue;  // the reference takes long
       const Ragged batch(std::vector<int64_t>(static_cast<size_t>(count), 1), random);
@@ -136,28 +120,10 @@ TEST_F(CudaDtScanStep, OffsetsBeyond32Bits) {
   }
   const DeviceArray weight(DType::kBF16, problem.dt_proj, R), bias(DType::kF32, problem.dt_bias, 1),
       A(DType::kF32, problem.A, E), D(DType::kF32, problem.D, 1);
-  ASSERT_TRUE(dt_scan_step({.dtype = DType::kBF16,
-                            .u = rows.at(0),
-                            .ld_u = far,
-                            .dt = rows.at(104),
-                            .B = rows.at(304),
-                            .C = rows.at(400),
-                            .ld_dbc = far,
-                            .dt_proj = {DType::kBF16, weight.data(), nullptr, E, R},
-                            .dt_bias = bias.floats(),
-                            .A = A.floats(),
-                            .D = D.floats(),
-                            .z = rows.at(200),
-                            .ld_z = far,
-                            .segments = batch.segments(),
-                            .d_inner = E,
-                            .d_state = N,
-                            .states = states.at(0),
-                            .slot_stride = stride,
-                            .state_type = DType::kF32,
-                            .out = rows.at(500),
-                            .ld_out = far},
-                           nullptr));
+  const SelectiveScanArgs scan = {DType::kBF16, rows.at(0), far, nullptr, 0, A.floats(), rows.at(304), rows.at(400), far,
+                                  D.floats(), rows.at(200), far, bias.floats(), true, batch.segments(), E, N, 1,
+                                  states.at(0), stride, rows.at(500), far, {}};
+  ASSERT_TRUE(dt_scan_step({scan, rows.at(104), {DType::kBF16, weight.data(), nullptr, E, R}}, nullptr));
   const Outputs exact = problem.expected(batch);
   for (int64_t t = 0; t < 2; ++t) {
     expect_close(rows.read(t * far + 500, E), part_of(exact.out, E, t), tolerance_of(DType::kBF16));

@@ -57,12 +57,13 @@ __device__ void multiply(const Rows<T, kParts>& upper, const Rows<T, kParts>& lo
 
 template <typename T, typename V, int kParts>
 __global__ void __launch_bounds__(kThreads, 2)
-    dt_scan_step_kernel(const __grid_constant__ DtScanStepArgs a, unsigned row_blocks, int tokens) {
+    dt_scan_step_kernel(const __grid_constant__ DtScanStepArgs args, unsigned row_blocks, int tokens) {
+  const SelectiveScanArgs& a = args.scan;
   __shared__ alignas(16) float A[kStates][kChannels], deltas[kTokens][kChannels];
   const int first_channel = static_cast<int>(blockIdx.x % row_blocks) * kChannels;
   const int64_t first = static_cast<int64_t>(blockIdx.x / row_blocks) * tokens;
   const int count = static_cast<int>(min(static_cast<int64_t>(tokens), a.segments.count - first));
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, R = static_cast<int>(a.dt_proj.columns);
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, R = static_cast<int>(args.dt_proj.columns);
   const int row = warp % kRowTiles * kRows + lane / 4;  // and the one eight further on: the lane's of a product
   // A thread has two channels of every kTokensAtOnce-th token.
   const int channel = threadIdx.x % kPairs * 2, c = first_channel + channel;
@@ -79,10 +80,10 @@ __global__ void __launch_bounds__(kThreads, 2)
     for (int n = 0; n < kStates; ++n) next[n] = load_packed<2>(next_state + n * a.d_inner);
   };
   Rows<T, kParts> upper, lower;
-  const T* weight = static_cast<const T*>(a.dt_proj.data) + int64_t{first_channel + warp % kRowTiles * kRows} * R;
+  const T* weight = static_cast<const T*>(args.dt_proj.data) + int64_t{first_channel + warp % kRowTiles * kRows} * R;
   upper.load(weight, R, 8, R);
   lower.load(weight + 8 * R, R, 8, R);
-  const float bias[2] = {a.dt_bias[first_channel + row], a.dt_bias[first_channel + row + 8]};
+  const float bias[2] = {a.delta_bias[first_channel + row], a.delta_bias[first_channel + row + 8]};
   if (s < count) load_states(s);
   for (int i = threadIdx.x; i < kStates * kChannels; i += kThreads) {
     A[i / kChannels][i % kChannels] = a.A[i / kChannels * a.d_inner + first_channel + i % kChannels] * kLog2e;
@@ -93,7 +94,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     constexpr int kLines = kChannels * static_cast<int>(sizeof(V)) / 128;  // of a state
     const int n = channel / 2 / kLines;
     const V* line = state_of(s + kTokensAtOnce) - channel + n * a.d_inner + channel / 2 % kLines * (128 / sizeof(V));
-    if (n < kStates) asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
+    if (n < kStates) prefetch_line(line);
   }
   let_next_start();
   wait_for_previous();
@@ -101,7 +102,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll 1
   for (int token = 8 * (warp / kRowTiles); token < count; token += 8 * kTokenWarps) {
     Rows<T, kParts> x;
-    x.load(static_cast<const T*>(a.dt) + (first + token) * a.ld_dbc, a.ld_dbc, count - token, R);
+    x.load(static_cast<const T*>(args.dt) + (first + token) * a.ld_bc, a.ld_bc, count - token, R);
     float d[4] = {};
     multiply(upper, lower, x, d);
 #pragma unroll
@@ -122,8 +123,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     V* const state = next_state;
     const auto gate = load_packed<2>(static_cast<const T*>(a.z) + token * a.ld_z + c);
     const auto u = load_packed<2>(static_cast<const T*>(a.u) + token * a.ld_u + c);
-    const auto B = load_packed<kStates>(static_cast<const T*>(a.B) + token * a.ld_dbc);
-    const auto C = load_packed<kStates>(static_cast<const T*>(a.C) + token * a.ld_dbc);
+    const auto B = load_packed<kStates>(static_cast<const T*>(a.B) + token * a.ld_bc);
+    const auto C = load_packed<kStates>(static_cast<const T*>(a.C) + token * a.ld_bc);
     if (s + kTokensAtOnce < count) load_states(s + kTokensAtOnce);
     const auto delta = load_packed<2>(&deltas[s][channel]);
     const float input[2] = {delta[0] * u[0], delta[1] * u[1]};
@@ -149,7 +150,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 template <typename T, typename V, int kParts>
 void run(const DtScanStepArgs& a, cudaStream_t stream) {
   constexpr int64_t kEnoughBlocks = 128;
-  const int64_t row_blocks = a.d_inner / kChannels, count = a.segments.count;
+  const int64_t row_blocks = a.scan.d_inner / kChannels, count = a.scan.segments.count;
   // As few blocks as fill the device, as long as they hold all tokens; where they do not, many small ones come out even.
   int64_t groups = std::min(ceil_div(kEnoughBlocks, row_blocks), ceil_div(count, kTokensAtOnce));
   if (count > groups * kTokens) groups = ceil_div(count, kTokens / 2);
@@ -159,25 +160,26 @@ void run(const DtScanStepArgs& a, cudaStream_t stream) {
                 static_cast<unsigned>(row_blocks), static_cast<int>(tokens));
 }
 
-bool takes(const DtScanStepArgs& a) {
-  return a.dtype != DType::kF32 && a.dt_proj.dtype == a.dtype && a.dt_proj.columns <= kMostColumns &&
-         a.d_state == kStates && a.d_inner % kChannels == 0 && a.segments.longest == 1 && a.ld_dbc % 8 == 0 &&
-         is_aligned(a.dt, 16) && is_aligned(a.B, 16) && is_aligned(a.C, 16) && a.slot_stride % 2 == 0 &&
-         a.ld_u % 2 == 0 && a.ld_z % 2 == 0 && a.ld_out % 2 == 0 && is_aligned(a.z, 4);
+bool takes(const DtScanStepArgs& args) {
+  const SelectiveScanArgs& a = args.scan;
+  return a.dtype != DType::kF32 && args.dt_proj.dtype == a.dtype && args.dt_proj.columns <= kMostColumns &&
+         a.d_state == kStates && a.n_groups == 1 && a.d_inner % kChannels == 0 && a.segments.longest == 1 && a.D && a.z &&
+         a.delta_bias && a.delta_softplus && a.ld_bc % 8 == 0 && is_aligned(args.dt, 16) && is_aligned(a.B, 16) &&
+         is_aligned(a.C, 16) && a.slot_stride % 2 == 0 && a.ld_u % 2 == 0 && a.ld_z % 2 == 0 && a.ld_out % 2 == 0 &&
+         is_aligned(a.z, 4);
 }
 
 }  // namespace
 
 bool dt_scan_step(const DtScanStepArgs& a, cudaStream_t stream) {
   if (!takes(a)) return false;
-  const auto with_types = [&]<typename T>(T) {
-    with_state_type(a.state_type, [&]<typename V>(V) {
+  with_half_type(a.scan.dtype, [&]<typename T>(T) {
+    with_state_type(a.scan.state_type, [&]<typename V>(V) {
       if (a.dt_proj.columns <= 2 * kColumns) return run<T, V, 2>(a, stream);
       if (a.dt_proj.columns <= 5 * kColumns) return run<T, V, 5>(a, stream);
       run<T, V, kMostColumns / kColumns>(a, stream);
     });
-  };
-  a.dtype == DType::kBF16 ? with_types(__nv_bfloat16()) : with_types(__half());
+  });
   return true;
 }
 

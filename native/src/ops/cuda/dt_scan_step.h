@@ -5,28 +5,11 @@
 
 namespace m4j::cuda {
 
-// As SelectiveScanArgs, for T sequences of one token each; delta = softplus(dt dt_proj^T + dt_bias). R dt_rank, padded.
+// The scan of one token of each sequence, with delta = dt dt_proj^T, D, z, delta_bias and softplus. R dt_rank, padded.
 struct DtScanStepArgs {
-  DType dtype;    // of u, dt, B, C, z, out and dt_proj
-  const void* u;  // [T, E]
-  int64_t ld_u;
-  const void* dt;  // [T, R]
-  const void* B;   // [T, N]
-  const void* C;   // [T, N]
-  int64_t ld_dbc;  // of dt, B and C
-  DeviceMatrix dt_proj;  // [E, R]
-  const float* dt_bias;  // [E]
-  const float* A;        // [N, E]
-  const float* D;        // [E]
-  const void* z;         // [T, E]
-  int64_t ld_z;
-  Segments segments;  // rows 0 ... T - 1
-  int64_t d_inner, d_state;
-  void* states;         // [S, N, E] in state_type with slot_stride; read, then replaced
-  int64_t slot_stride;  // elements
-  DType state_type;
-  void* out;  // [T, E]; may be u
-  int64_t ld_out;
+  SelectiveScanArgs scan;  // all but delta and workspace; its segments' rows are 0 ... T - 1
+  const void* dt;          // [T, R] in scan.dtype, rows as far apart as those of scan.B
+  DeviceMatrix dt_proj;    // [E, R]
 };
 // False, with nothing done, for sizes, types and devices that it is not made for.
 bool dt_scan_step(const DtScanStepArgs&, cudaStream_t stream);

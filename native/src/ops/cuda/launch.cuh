@@ -26,6 +26,12 @@ void with_element_type(DType dtype, Body&& body) {
   }
 }
 
+// The same for one of 16 bits.
+template <typename Body>
+void with_half_type(DType dtype, Body&& body) {
+  dtype == DType::kBF16 ? body(__nv_bfloat16()) : body(__half());
+}
+
 __device__ inline float to_float(float v) { return v; }
 __device__ inline float to_float(__half v) { return __half2float(v); }
 __device__ inline float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }

@@ -363,7 +363,7 @@ bool linear_hopper(const LinearArgs& a, const void* weight, bool constant, cudaS
   if (encode == nullptr) return false;
   const Plan plan = make_plan(a);
   const int64_t units = ceil_div(a.weight.rows / kUnit, plan.row_tiles);
-  const auto with_type = [&]<typename T>(T) {
+  with_half_type(a.dtype, [&]<typename T>(T) {
     // The narrowest that is wide enough.
     const auto with_units = [&]<int kUnits, int... kWider>(auto& self, std::integer_sequence<int, kUnits, kWider...>) {
       if constexpr (sizeof...(kWider) > 0) {
@@ -372,8 +372,7 @@ bool linear_hopper(const LinearArgs& a, const void* weight, bool constant, cudaS
       run<T, kUnits>(encode, a, plan, weight, constant, stream);
     };
     with_units(with_units, std::integer_sequence<int, 2, 3, 4, 5, 6, 8, 10, 11, 12, kMostUnits>());
-  };
-  a.dtype == DType::kBF16 ? with_type(__nv_bfloat16()) : with_type(__half());
+  });
   return true;
 }
 

@@ -62,7 +62,7 @@ struct Group {
 
   // Into the second-level cache: registers for it would halve the blocks of a multiprocessor.
   __device__ void fetch_weights(int64_t i) const {
-    if (weight) asm volatile("prefetch.global.L2 [%0];" ::"l"(weight + i));
+    if (weight) prefetch_line(weight + i);
   }
   template <int kCount>
   __device__ void store(int64_t i, float (&v)[kCount], float scale) const {

@@ -51,7 +51,7 @@ __device__ void fetch_later_states(const SsdArgs& a, unsigned head_blocks, int64
   const S* states =
       static_cast<const S*>(a.states) + a.segments.items[item / heads].slot * a.slot_stride + row * a.d_state;
   for (int64_t i = threadIdx.x * kLine; i < min(rows, left) * a.d_state; i += kThreads * kLine) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(states + i));
+    prefetch_line(states + i);
   }
 }
 

@@ -55,6 +55,9 @@ __device__ Packed<T, kCount> load_packed(const T* p) {
   return *reinterpret_cast<const Packed<T, kCount>*>(p);
 }
 
+// Asks for the line at p in the second-level cache.
+__device__ inline void prefetch_line(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
 // Elements of T in 16 bytes.
 template <typename T>
 constexpr int kVecOf16Bytes = 16 / static_cast<int>(sizeof(T));
