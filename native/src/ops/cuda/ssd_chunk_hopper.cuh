@@ -12,7 +12,7 @@ template <typename T, int kN, Pass kPass, int kSlabs>
 struct HopperShared : HalfShared<StoredDecays<T>, kN, kPass, kSlabs, 2> {
   static constexpr bool kGated = kPass == Pass::kGatedOutputs;
   alignas(128) unsigned char Z[2][kSlabs][kGated ? kPanelBytes : 16];
-  float squares[kSlabs][kSlabThreads / 32][kGated ? kChunk : 1];  // of the chunk before, summed over the rows of a warp
+  float squares[2][kSlabs][kSlabThreads / 32][kGated ? kChunk : 1];  // of a chunk, summed over the rows of a warp
 };
 
 // The same in all lanes, so that the compiler keeps it where products want their descriptors.
@@ -278,11 +278,12 @@ __device__ __forceinline__ void walk_chunks(HopperShared<T, kN, kPass, kSlabs>& 
   }
   const int64_t tokens = work.end - work.begin;
   int64_t left = tokens;
+  int stage = 0;
 #pragma unroll 1
-  for (int stage = 0; left > 0; stage ^= 1, left -= kChunk) {
+  for (; left > 0; stage ^= 1, left -= kChunk) {
     meet<kHopperThreads<kSlabs>>();
     if constexpr (kGated) {
-      if (left < tokens) gate.store_squares(shared.squares[which], kChunk, thread);
+      if (left < tokens) gate.store_squares(shared.squares[stage ^ 1][which], kChunk, thread);
     }
     const StoredDecays<T>& decays = shared.decays[stage][which];
     const uint64_t b = tile_descriptor(uniform(shared_address(shared.B[stage])));
@@ -324,8 +325,6 @@ __device__ __forceinline__ void walk_chunks(HopperShared<T, kN, kPass, kSlabs>& 
         for (int k = 0; k < 4; ++k) y[tile][k] *= k % 2 == 0 ? decay.x : decay.y;
       }
       barrier_wait(M_ready, stage);
-      // The squares of the chunk before have been read. M_ready says so already, but not to racecheck.
-      if constexpr (kGated) meet<kSlabThreads>(2 + which);
       const uint64_t m = tile_descriptor(uniform(shared_address(shared.M[which])));
       pin(y);
       products_begin();
@@ -348,7 +347,7 @@ __device__ __forceinline__ void walk_chunks(HopperShared<T, kN, kPass, kSlabs>& 
       products_wait<1>();
       pin(y);
       if constexpr (kGated) {
-        apply_gate<T>(y, shared.Z[stage][which], gate.weight, shared.squares[which][warp], warp, lane);
+        apply_gate<T>(y, shared.Z[stage][which], gate.weight, shared.squares[stage][which][warp], warp, lane);
       }
       out.template store<true>(y, shared.X[stage][which], a, chunk_rows(left), warp, lane);
     }
@@ -357,7 +356,7 @@ __device__ __forceinline__ void walk_chunks(HopperShared<T, kN, kPass, kSlabs>& 
   }
   if constexpr (kGated) {
     meet<kHopperThreads<kSlabs>>();
-    gate.store_squares(shared.squares[which], chunk_rows(left + kChunk), thread);
+    gate.store_squares(shared.squares[stage ^ 1][which], chunk_rows(left + kChunk), thread);
   }
   end_state<kN, kPass>(state, a, plan, total, which, thread);
 }

@@ -55,8 +55,8 @@ __device__ __forceinline__ void take_registers() {
 
 // __syncthreads() for warps that are at different places of a kernel.
 template <int kThreads>
-__device__ __forceinline__ void meet(int barrier = 1) {
-  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(kThreads) : "memory");
+__device__ __forceinline__ void meet() {
+  asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
 }
 
 // A barrier in shared memory at which arriving and waiting are apart.
