@@ -12,7 +12,14 @@ namespace m4j::cuda {
 constexpr int kThreads = kWarp * kWarps;  // that multiply
 constexpr int kFinishers = 2 * kWarp;     // threads that make of a product's sums what others wait for
 constexpr int kMinStages = 4;  // of the ring
-constexpr int kTileBytes = 48 * 1024, kBytesOnTheWay = 80 * 1024;  // to a block, at most
+// Of a tile, and on their way to a block, unless a single tile is more. What is on its way holds up what blocks hand to
+// each other, and each tile costs instructions: found by measuring (bench/NOTES-gpu.md).
+struct FetchBytes {
+  int tile, on_the_way;
+};
+constexpr FetchBytes kFetch = {48 << 10, 96 << 10};
+constexpr FetchBytes kFetchAwaited = {48 << 10, 48 << 10};  // where other blocks wait for the sums: x_proj, out_proj
+constexpr FetchBytes kFetchMamba2In = {96 << 10, 64 << 10};  // in_proj
 constexpr int kMaxConv = 4;    // d_conv
 constexpr int kSums = 128;     // of rows and tokens that a block adds up at a time, at most
 constexpr int kLanes = 8;      // that share a row of the SSD's state, or columns of x_proj
@@ -148,22 +155,21 @@ inline SharedLayout shared_layout(const DecodeStepArgs& a, const Device& device)
   l.stage_bytes = (std::max({2 * model, inner, x_proj, dt_proj, state}) + 127) / 128 * 128;
   l.stages = std::min(kMaxStages, (device.shared_bytes - l.ring) / l.stage_bytes);
   if (l.stages < kMinStages) l.stages = 0;
-  const auto tiles = [&](int pitch, int most) {
+  const auto tiles = [&](int pitch, int most, const FetchBytes& bytes) {
     Tiles t{0, most, 1};
     while (t.shift < kMaxRowsShift && pitch << (t.shift + 1) <= l.stage_bytes) ++t.shift;
     // A divisor of all passes, and no more than half of the ring.
-    while (t.rows > 2 && (t.rows > l.stages / 2 << t.shift || t.rows * pitch > kTileBytes)) t.rows /= 2;
-    t.ahead = std::clamp(kBytesOnTheWay / (t.rows * pitch), 1, kMaxStages / 2);
+    while (t.rows > 2 && (t.rows > l.stages / 2 << t.shift || t.rows * pitch > bytes.tile)) t.rows /= 2;
+    t.ahead = std::clamp(bytes.on_the_way / (t.rows * pitch), 1, kMaxStages / 2);
     return t;
   };
-  l.model = tiles(model, kTileRows);
-  l.inner = tiles(inner, kTileRows);
+  l.model = tiles(model, kTileRows, a.mamba2 ? kFetchMamba2In : kFetch);
+  l.inner = tiles(inner, kTileRows, kFetchAwaited);
   if (a.mamba2) {
-    l.state = tiles(state, kWarps * kRowsOfWarp);
+    l.state = tiles(state, kWarps * kRowsOfWarp, kFetch);
   } else {
-    l.x_proj = tiles(x_proj, kMaxColumns);
-    l.dt_proj = tiles(dt_proj, kScanChannels);
-    l.dt_proj.ahead = l.model.ahead;
+    l.x_proj = tiles(x_proj, kMaxColumns, kFetchAwaited);
+    l.dt_proj = tiles(dt_proj, kScanChannels, kFetch);
   }
   return l;
 }
