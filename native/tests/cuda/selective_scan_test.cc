@@ -20,6 +20,7 @@ struct Problem {
   std::vector<float> u, delta, A, B, C, D, z, delta_bias;
   std::vector<float> states;  // [S, N, E]
   DType state_type = DType::kF32;
+  double workspace_share = 1;  // of what it wants
 
   Problem(Random& random, DType dtype, const Ragged& batch, int64_t d_inner, int64_t d_state, int64_t n_groups,
           const Options& o = {})
@@ -50,8 +51,9 @@ struct Problem {
         A_memory(DType::kF32, A, d_inner), D_memory = optional(D), bias_memory = optional(delta_bias),
         state_memory(state_type, states, state_floats(), slot_stride);
     const Segments segments = batch.segments(bound);
-    const int64_t bytes = selective_scan_workspace(d_inner, d_state, segments);
-    const DeviceArray workspace(DType::kF32, 1, bytes / 4);
+    const auto wanted = static_cast<double>(selective_scan_workspace(d_inner, d_state, segments));
+    const auto bytes = static_cast<int64_t>(workspace_share * wanted);
+    const DeviceArray workspace(DType::kF32, 1, (bytes + 3) / 4);
     const DeviceArray& out = target == Target::kOverU ? u_memory : target == Target::kOverZ ? z_memory : out_memory;
     selective_scan({dtype, u_memory.data(), row_ld, delta_memory.data(), row_ld, A_memory.floats(), B_memory.data(),
                     C_memory.data(), bc_ld, D.empty() ? nullptr : D_memory.floats(),
@@ -192,6 +194,19 @@ TEST_F(CudaSelectiveScan, LongSequencesInChunks) {
       for (size_t i = 0; i < problem.A.size(); ++i) problem.A[i] = i % 74 % 5 == 0 ? slowest : problem.A[i] * 3;
       problem.delta_bias.assign(74, slowest == 0 ? -9.0f : -5.0f);
       ASSERT_GT(selective_scan_workspace(74, d_state, batch.segments()), 0);
+      problem.expect_correct(batch);
+    }
+  }
+}
+
+// A pass lays out its memory for one long sequence, and several shorter ones may want more.
+TEST_F(CudaSelectiveScan, LessWorkspaceThanItWants) {
+  for (const std::vector<int64_t>& lengths : {std::vector<int64_t>{5011}, {3000, 1, 128, 700}}) {
+    const Ragged batch(lengths, random);
+    for (double share : {0.0, 0.1, 0.5, 0.9}) {
+      Problem problem(random, DType::kF32, batch, 74, 16, 1);
+      problem.workspace_share = share;
+      ASSERT_GT(selective_scan_workspace(74, 16, batch.segments()), 0);
       problem.expect_correct(batch);
     }
   }

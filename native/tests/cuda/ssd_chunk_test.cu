@@ -44,6 +44,7 @@ struct Problem {
   float dt_min = 0, dt_max = std::numeric_limits<float>::infinity();
   DType state_type = DType::kF32;
   std::vector<float> z = {}, norm_weight = {};  // optional [T, H, P], [H, P]
+  double workspace_share = 1;                   // of what it wants
 
   static Problem random(Random& random, DType dtype, const Shape& s, const std::vector<int64_t>& lengths,
                         const Options& options = {}) {
@@ -97,7 +98,8 @@ struct Problem {
     must(cudaMemcpy(items_memory.data(), items.data(), items.size() * sizeof(Segment), cudaMemcpyHostToDevice));
     const Segments segments = {static_cast<const Segment*>(items_memory.data()), count, tokens(),
                                *std::max_element(lengths.begin(), lengths.end())};
-    const int64_t bytes = ssd_chunk_workspace(shape.heads, shape.headdim, shape.d_state, shape.n_groups, segments);
+    const int64_t wanted = ssd_chunk_workspace(shape.heads, shape.headdim, shape.d_state, shape.n_groups, segments);
+    const auto bytes = static_cast<int64_t>(workspace_share * static_cast<double>(wanted));
     const DeviceArray workspace(DType::kF32, 1, (bytes + 3) / 4);
     SsdArgs args = {dtype, x_memory.data(), x_memory.ld(), dt_memory.data(), dt_memory.ld(), A_memory.floats(),
                     B_memory.data(), C_memory.data(), B_memory.ld(), D.empty() ? nullptr : D_memory.floats(),
@@ -241,6 +243,17 @@ TEST_F(CudaSsdChunk, LongSequencesInParts) {
     check({3, 64, 128, 1}, {1700});
     check({2, 64, 64, 1}, {5, 700, 128, 129, 1, 1025});
     check({2, 64, 256, 2}, {640, 127, 511});
+  }
+}
+
+// A pass lays out its memory for one long sequence, and several shorter ones may want more.
+TEST_F(CudaSsdChunk, LessWorkspaceThanItWants) {
+  for (const std::vector<int64_t>& lengths : {std::vector<int64_t>{1700}, {1025, 5, 700}}) {
+    for (double share : {0.0, 0.1, 0.5, 0.9}) {
+      Problem problem = Problem::random(random, DType::kBF16, {3, 64, 128, 1}, lengths);
+      problem.workspace_share = share;
+      expect_reference(problem);
+    }
   }
 }
 

@@ -121,7 +121,7 @@ struct SelectiveScanArgs {
   int64_t slot_stride;                 // elements
   void* out;                           // [T, E]; may be u or z
   int64_t ld_out;
-  Workspace workspace;  // at least selective_scan_workspace
+  Workspace workspace;  // selective_scan_workspace; with less, a long sequence takes longer
   DType state_type = DType::kF32;  // or BF16
 };
 void selective_scan(const SelectiveScanArgs&, cudaStream_t stream);
@@ -149,7 +149,7 @@ struct SsdArgs {
   int64_t slot_stride;  // elements
   void* out;            // [T, H, P], not x
   int64_t ld_out;
-  Workspace workspace;  // for ssd_chunk: at least ssd_chunk_workspace
+  Workspace workspace;  // for ssd_chunk: ssd_chunk_workspace; with less, a long sequence takes longer
   DType state_type = DType::kF32;  // or BF16
   // The gated norm but for its scale, which may as well be applied behind a product: out = y * silu(z) * norm_weight.
   // Only where ssd_chunk_gates says so.

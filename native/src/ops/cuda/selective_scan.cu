@@ -4,6 +4,8 @@
 // Where sequences x channels are too few to fill the GPU, time is cut into chunks: one launch finds what each chunk
 // adds to the state, a second walks all chunks at once, each from the state that the ones before it leave.
 #include <algorithm>
+#include <cfloat>
+#include <cmath>
 
 #include "ops/cuda/chain.cuh"
 #include "ops/cuda/cuda_ops.h"
@@ -98,8 +100,7 @@ template <typename T, typename S>
 __global__ void __launch_bounds__(kThreads, S::resident)
     chunk_ends_kernel(const __grid_constant__ SelectiveScanArgs a, const __grid_constant__ Chunks chunks, bool pairs,
                       bool quads) {
-  constexpr float kNegligible = -40;  // log2; a sum keeps 24 bits
-  constexpr int kAtOnce = 4;          // tokens
+  constexpr int kAtOnce = 4;  // tokens
   __shared__ alignas(16) float B_tiles[S::bc_buffers][kTile][S::states];
   __shared__ float4 all_steps[kWarps][kTile][S::teams];
   const Place<S> at(a, chunks);
@@ -111,9 +112,16 @@ __global__ void __launch_bounds__(kThreads, S::resident)
   float A[S::per_lane][2], h[S::per_lane][2] = {}, sum[2] = {}, bias[2];
   load_A<S>(a, at, pairs, A);
   load_channels(a.delta_bias, at.channel, at.owned, bias);
-  bool remembered[S::per_lane];
 #pragma unroll
-  for (int i = 0; i < S::per_lane; ++i) remembered[i] = true;
+  for (int i = 0; i < S::per_lane; ++i) {
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      if (S::state(at.lane, i) >= a.d_state || c >= at.owned) A[i][c] = -FLT_MAX;  // nothing there: forgotten at once
+    }
+  }
+  // In log2; a sum keeps 24 bits. Deltas of any sign may make a weight grow again.
+  const float negligible = a.delta_softplus ? -28.0f : -INFINITY;
+  bool remembered[S::per_lane];
 
   int64_t begin = at.begin + (at.end - at.begin - 1) / kTile * kTile;
   Rows<T, S> u_rows(a.u, a.ld_u, at, begin), delta_rows(a.delta, a.ld_delta, at, begin);
@@ -132,10 +140,8 @@ __global__ void __launch_bounds__(kThreads, S::resident)
     bool any = false;
 #pragma unroll
     for (int i = 0; i < S::per_lane; ++i) {
-      const bool mine = S::state(at.lane, i) < a.d_state && at.owned > 0 &&
-                        (!a.delta_softplus || !(A[i][0] * sum[0] < kNegligible) ||
-                         (at.owned > 1 && !(A[i][1] * sum[1] < kNegligible)));
-      remembered[i] = __any_sync(0xffffffff, mine);
+      const float weight = fmaxf(A[i][0] * sum[0], A[i][1] * sum[1]);
+      remembered[i] = __any_sync(0xffffffff, !(weight < negligible));
       any |= remembered[i];
     }
     if (!__syncthreads_or(any)) break;
@@ -397,16 +403,25 @@ void launch_step(const SelectiveScanArgs& a, bool quads, cudaStream_t stream) {
                 row_blocks, static_cast<unsigned>(segments), quads);
 }
 
+int64_t workspace_bytes(int64_t d_inner, int64_t d_state, int64_t segments) {  // for each chunk of a segment
+  return segments * (d_state + 1) * d_inner * static_cast<int64_t>(sizeof(float));
+}
+
 // Chunks cost nearly twice the exponentials: worth it while one walk leaves most of the GPU idle. Short ones as long as
-// their blocks run all at a time, more of them only where they are long.
-Chunks plan_chunks(int64_t d_inner, int64_t d_state, const Segments& segments) {
-  constexpr int64_t kEnoughBlocks = 200, kOneRound = 640, kTwoRounds = 1280, kShortest = 32, kLong = 128;
+// their blocks run all at a time, twice as many where they are long; but where they are so long that they forget most
+// of their tokens, each costs a walk over what it remembers. No more than the workspace holds.
+Chunks plan_chunks(int64_t d_inner, int64_t d_state, const Segments& segments, int64_t bytes) {
+  constexpr int64_t kEnoughBlocks = 200, kShortest = 32, kLong = 128, kForgetful = 32768;  // the latter in tokens
   Chunks chunks = {1, segments.longest, nullptr, nullptr};
   with_shape(d_state, [&]<typename S>(S) {
     const int64_t blocks = segments.count * ceil_div(d_inner, S::channels);
     if (blocks >= kEnoughBlocks) return;
-    const int64_t most = std::max<int64_t>({1, std::min(kOneRound / blocks, segments.longest / kShortest),
-                                            std::min(kTwoRounds / blocks, segments.longest / kLong)});
+    const int64_t one_round = device_attribute(cudaDevAttrMultiProcessorCount) * S::resident / blocks,
+                  two_rounds = device_attribute(cudaDevAttrMultiProcessorCount) * S::resident * 2 / blocks;
+    int64_t most = std::min(one_round, segments.longest / kShortest);
+    const bool forgetful = segments.longest >= one_round * kForgetful;
+    if (!forgetful) most = std::max(most, std::min(two_rounds, segments.longest / kLong));
+    most = std::max<int64_t>(std::min(most, bytes / workspace_bytes(d_inner, d_state, segments.count)), 1);
     chunks.tokens = ceil_div(ceil_div(segments.longest, most), kTile) * kTile;
     chunks.count = ceil_div(segments.longest, chunks.tokens);
   });
@@ -416,8 +431,8 @@ Chunks plan_chunks(int64_t d_inner, int64_t d_state, const Segments& segments) {
 }  // namespace
 
 int64_t selective_scan_workspace(int64_t d_inner, int64_t d_state, const Segments& segments) {
-  const Chunks chunks = plan_chunks(d_inner, d_state, segments);
-  return chunks.count == 1 ? 0 : segments.count * chunks.count * (d_state + 1) * d_inner * 4;
+  const Chunks chunks = plan_chunks(d_inner, d_state, segments, INT64_MAX);
+  return chunks.count == 1 ? 0 : chunks.count * workspace_bytes(d_inner, d_state, segments.count);
 }
 
 void selective_scan(const SelectiveScanArgs& a, cudaStream_t stream) {
@@ -430,7 +445,7 @@ void selective_scan(const SelectiveScanArgs& a, cudaStream_t stream) {
     });
     return;
   }
-  Chunks chunks = plan_chunks(a.d_inner, a.d_state, a.segments);
+  Chunks chunks = plan_chunks(a.d_inner, a.d_state, a.segments, a.workspace.bytes);
   chunks.ends = static_cast<float*>(a.workspace.data);
   chunks.delta_sums = chunks.ends + a.segments.count * chunks.count * a.d_state * a.d_inner;
   with_element_type(a.dtype, [&]<typename T>(T) {

@@ -22,10 +22,20 @@ constexpr int64_t kMaxParts = 64;            // whose states a block folds befor
 
 int64_t padded_state(int64_t d_state) { return d_state <= 64 ? 64 : d_state <= 128 ? 128 : 256; }
 
+int64_t state_floats(const Plan& plan, int64_t heads, int64_t d_state, int64_t tokens) {
+  const int64_t entries = 2 * tokens / (plan.span_chunks * int64_t{ssd::kChunk}) + 1;
+  return entries * heads * plan.slabs * ssd::kSlab * padded_state(d_state);
+}
+
+int64_t workspace_bytes(const Plan& plan, int64_t heads, int64_t d_state, int64_t tokens) {
+  const int64_t states = state_floats(plan, heads, d_state, tokens);
+  return (states + states / ssd::kSlab) * static_cast<int64_t>(sizeof(float));
+}
+
 // Parts of the longest sequence, so that blocks fill the GPU evenly: as many rounds of them as it takes, times the time
 // of a block in that of one chunk, as measured on an H200. More than one part costs the launch that computes states
-// only, and the folding of states.
-Plan make_plan(int64_t heads, int64_t headdim, int64_t d_state, const Segments& s) {
+// only, and the folding of states, and takes workspace: no more than there is.
+Plan make_plan(int64_t heads, int64_t headdim, int64_t d_state, const Segments& s, int64_t bytes) {
   Plan plan = {};
   plan.slabs = static_cast<unsigned>(ceil_div(headdim, ssd::kSlab));
   const int64_t at_once = device_attribute(cudaDevAttrMultiProcessorCount) * (d_state <= 128 ? 3 : 2);  // slabs
@@ -39,16 +49,14 @@ Plan make_plan(int64_t heads, int64_t headdim, int64_t d_state, const Segments& 
     const double cost =
         parts == 1 ? rounds * (part_chunks + 1.5) : rounds * (part_chunks * 1.45 + 0.1 * parts + 1.5) + 1;
     if (best != 0 && cost >= best) continue;
+    Plan cut = plan;
+    cut.span_chunks = static_cast<unsigned>(part_chunks);
+    if (parts > 1 && workspace_bytes(cut, heads, d_state, s.tokens) > bytes) continue;
     best = cost;
-    plan.span_chunks = static_cast<unsigned>(part_chunks);
+    plan = cut;
   }
   plan.parts = static_cast<unsigned>(ceil_div(chunks, plan.span_chunks));
   return plan;
-}
-
-int64_t state_floats(const Plan& plan, int64_t heads, int64_t d_state, int64_t tokens) {
-  const int64_t entries = 2 * tokens / (plan.span_chunks * int64_t{ssd::kChunk}) + 1;
-  return entries * heads * plan.slabs * ssd::kSlab * padded_state(d_state);
 }
 
 struct Kernel {
@@ -174,10 +182,8 @@ bool ssd_chunk_gates(const SsdArgs& a) {
 int64_t ssd_chunk_squares(int64_t heads, int64_t headdim) { return heads * ceil_div(headdim, ssd::kSlab); }
 
 int64_t ssd_chunk_workspace(int64_t heads, int64_t headdim, int64_t d_state, int64_t, const Segments& s) {
-  const Plan plan = make_plan(heads, headdim, d_state, s);
-  if (plan.parts == 1) return 0;
-  const int64_t states = state_floats(plan, heads, d_state, s.tokens);
-  return (states + states / ssd::kSlab) * static_cast<int64_t>(sizeof(float));
+  const Plan plan = make_plan(heads, headdim, d_state, s, INT64_MAX);
+  return plan.parts == 1 ? 0 : workspace_bytes(plan, heads, d_state, s.tokens);
 }
 
 void ssd_chunk(const SsdArgs& a, cudaStream_t stream) {
@@ -187,7 +193,7 @@ void ssd_chunk(const SsdArgs& a, cudaStream_t stream) {
   }
   if (a.z != nullptr && !ssd_chunk_gates(a)) fail(M4J_ERR_INTERNAL, "ssd_chunk: takes no z here");
   if (a.segments.tokens == 0) return;
-  Plan plan = make_plan(a.heads, a.headdim, a.d_state, a.segments);
+  Plan plan = make_plan(a.heads, a.headdim, a.d_state, a.segments, a.workspace.bytes);
   plan.states = static_cast<float*>(a.workspace.data);
   plan.decays = plan.states + state_floats(plan, a.heads, a.d_state, a.segments.tokens);
   plan.vectors = has_vectors(a);
