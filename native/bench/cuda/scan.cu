@@ -85,7 +85,8 @@ struct Scan {
                                 {0, 1, nullptr, 0});
     }
     const double of_state = relative_error(vector(states, E), state.data());
-    if (!(of_state < allowed(args.state_type, 1e-4))) std::printf("state off by %.1e\n", of_state);
+    // The rounding of decays near 1 adds up where nothing is forgotten, in the reference too.
+    if (!(of_state < allowed(args.state_type, L > 100'000 ? 1e-3 : 1e-4))) std::printf("state off by %.1e\n", of_state);
     return std::max(of_state, relative_error(vector(out, E), want.data()));
   }
 
@@ -107,6 +108,7 @@ void scans(Bench& bench) {
                          Shape{"scan B2 D5120 L2048 N16", 2, 2048, 5120, 16, Memory::kInitial},
                          Shape{"scan B4 D5120 L2048 N16", 4, 2048, 5120, 16, Memory::kInitial},
                          Shape{"scan B1 D1536 L512 N16", 1, 512, 1536, 16, Memory::kInitial},
+                         Shape{"scan B8 D1536 L2048 N16", 8, 2048, 1536, 16, Memory::kInitial},
                          Shape{"scan B1 D5120 L512 N16", 1, 512, 5120, 16, Memory::kInitial},
                          Shape{"scan B1 D5120 L131072 N16", 1, 131072, 5120, 16, Memory::kInitial},
                          Shape{"scan B1 D5120 L131072 N16, endless memory", 1, 131072, 5120, 16, Memory::kEndless},

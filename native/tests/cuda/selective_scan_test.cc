@@ -1,4 +1,5 @@
 #include <cmath>
+#include <tuple>
 
 #include "ops/cuda/cuda_ops.h"
 #include "ops/reference/reference_ops.h"
@@ -107,6 +108,24 @@ TEST_F(CudaSelectiveScan, RaggedBatchesOfAnySize) {
       SCOPED_TRACE(name_of(dtype) + ", E " + std::to_string(s.d_inner) + ", N " + std::to_string(s.d_state) + ", G " +
                    std::to_string(s.n_groups));
       Problem(random, dtype, batch, s.d_inner, s.d_state, s.n_groups).expect_correct(batch);
+    }
+  }
+}
+
+// Enough blocks for a walk without chunks, too few to keep the GPU busy with the usual number of channels each.
+TEST_F(CudaSelectiveScan, ManyShortSegments) {
+  for (int64_t count : {70, 110, 150}) {
+    std::vector<int64_t> lengths;
+    for (int64_t i = 0; i < count; ++i) lengths.push_back(random.ids(1, 70)[0] + 1);
+    const Ragged batch(lengths, random);
+    for (const auto& [d_inner, d_state, n_groups] :
+         {std::tuple<int64_t, int64_t, int64_t>{74, 16, 1}, {130, 7, 1}, {69, 13, 3}}) {
+      for (DType dtype : kDTypes) {
+        if (random.left_out()) continue;
+        SCOPED_TRACE(std::to_string(count) + " segments, " + name_of(dtype) + ", E " + std::to_string(d_inner) +
+                     ", N " + std::to_string(d_state));
+        Problem(random, dtype, batch, d_inner, d_state, n_groups).expect_correct(batch);
+      }
     }
   }
 }

@@ -76,6 +76,15 @@ __device__ inline void load_channels(const float* values, int64_t channel, int o
   to[1] = values && owned > 1 ? values[channel + 1] : 0.0f;
 }
 
+__device__ inline void load_run(const float* p, float (&to)[4]) {
+  const float4 v = *reinterpret_cast<const float4*>(p);
+  to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
+}
+__device__ inline void load_run(const float* p, float (&to)[2]) {
+  const float2 v = *reinterpret_cast<const float2*>(p);
+  to[0] = v.x, to[1] = v.y;
+}
+
 // Lane l is left with the sum over the team's lanes of y[l], in y[0]. The order of additions does not depend on l, so
 // results do not depend on where in a tile a token lies.
 template <typename S, int kHalf = S::lanes / 2>
@@ -273,14 +282,14 @@ __global__ void __launch_bounds__(kThreads, S::resident)
         const int t = r * S::lanes + i;
         const float4 step = steps[t][at.team];
 #pragma unroll
-        for (int quad = 0; quad < S::per_lane; quad += 4) {
-          const int n = S::place(at.lane, quad);
-          const float4 B4 = *reinterpret_cast<const float4*>(&bc_tiles[buffer][t][0][n]);
-          const float4 C4 = *reinterpret_cast<const float4*>(&bc_tiles[buffer][t][1][n]);
-          const float B[4] = {B4.x, B4.y, B4.z, B4.w}, C[4] = {C4.x, C4.y, C4.z, C4.w};
+        for (int first = 0; first < S::per_lane; first += S::run) {
+          const int n = S::place(at.lane, first);
+          float B[S::run], C[S::run];
+          load_run(&bc_tiles[buffer][t][0][n], B);
+          load_run(&bc_tiles[buffer][t][1][n], C);
 #pragma unroll
-          for (int k = 0; k < 4; ++k) {
-            float(&A_k)[2] = A[quad + k], (&h_k)[2] = h[quad + k];
+          for (int k = 0; k < S::run; ++k) {
+            float(&A_k)[2] = A[first + k], (&h_k)[2] = h[first + k];
             h_k[0] = fmaf(exp2_fast(step.x * A_k[0]), h_k[0], step.y * B[k]);
             h_k[1] = fmaf(exp2_fast(step.z * A_k[1]), h_k[1], step.w * B[k]);
             y[i][0] = fmaf(C[k], h_k[0], y[i][0]);
@@ -407,20 +416,23 @@ int64_t workspace_bytes(int64_t d_inner, int64_t d_state, int64_t segments) {  /
   return segments * (d_state + 1) * d_inner * static_cast<int64_t>(sizeof(float));
 }
 
-// Chunks cost nearly twice the exponentials: worth it while one walk leaves most of the GPU idle. Short ones as long as
-// their blocks run all at a time, twice as many where they are long; but where they are so long that they forget most
-// of their tokens, each costs a walk over what it remembers. No more than the workspace holds.
+// One walk over time where it keeps most of the GPU busy, if need be with fewer channels a block. Chunks cost nearly
+// twice the exponentials. Short ones as long as their blocks run all at a time, twice as many where they are long; but
+// where they are so long that they forget most of their tokens, each costs a walk over what it remembers. No more than
+// the workspace holds.
 Chunks plan_chunks(int64_t d_inner, int64_t d_state, const Segments& segments, int64_t bytes) {
-  constexpr int64_t kEnoughBlocks = 200, kShortest = 32, kLong = 128, kForgetful = 32768;  // the latter in tokens
-  Chunks chunks = {1, segments.longest, nullptr, nullptr};
-  with_shape(d_state, [&]<typename S>(S) {
-    const int64_t blocks = segments.count * ceil_div(d_inner, S::channels);
-    if (blocks >= kEnoughBlocks) return;
-    const int64_t one_round = device_attribute(cudaDevAttrMultiProcessorCount) * S::resident / blocks,
-                  two_rounds = device_attribute(cudaDevAttrMultiProcessorCount) * S::resident * 2 / blocks;
-    int64_t most = std::min(one_round, segments.longest / kShortest);
-    const bool forgetful = segments.longest >= one_round * kForgetful;
-    if (!forgetful) most = std::max(most, std::min(two_rounds, segments.longest / kLong));
+  constexpr int64_t kShortest = 32, kLong = 128, kForgetful = 32768;  // tokens of a chunk
+  constexpr double kMostWide = 0.5, kFewestWide = 0.2, kFewest = 0.3;  // of the blocks that run at a time
+  Chunks chunks = {1, segments.longest, false, nullptr, nullptr};
+  with_shape(d_state, false, [&]<typename S>(S) {
+    const int64_t blocks = segments.count * ceil_div(d_inner, S::channels),
+                  at_once = device_attribute(cudaDevAttrMultiProcessorCount) * S::resident;
+    const double share = static_cast<double>(blocks) / static_cast<double>(at_once);
+    chunks.wide = S::states == 16 && share >= kFewestWide && share <= kMostWide;
+    if (chunks.wide || share >= kFewest) return;
+    int64_t most = std::min(at_once / blocks, segments.longest / kShortest);
+    const bool forgetful = segments.longest >= at_once / blocks * kForgetful;
+    if (!forgetful) most = std::max(most, std::min(2 * at_once / blocks, segments.longest / kLong));
     most = std::max<int64_t>(std::min(most, bytes / workspace_bytes(d_inner, d_state, segments.count)), 1);
     chunks.tokens = ceil_div(ceil_div(segments.longest, most), kTile) * kTile;
     chunks.count = ceil_div(segments.longest, chunks.tokens);
@@ -449,12 +461,14 @@ void selective_scan(const SelectiveScanArgs& a, cudaStream_t stream) {
   chunks.ends = static_cast<float*>(a.workspace.data);
   chunks.delta_sums = chunks.ends + a.segments.count * chunks.count * a.d_state * a.d_inner;
   with_element_type(a.dtype, [&]<typename T>(T) {
-    with_shape(a.d_state, [&]<typename S>(S) {
+    with_shape(a.d_state, chunks.wide, [&]<typename S>(S) {
       const int64_t row_blocks = a.n_groups * ceil_div(a.d_inner / a.n_groups, S::channels);
       const unsigned blocks = static_cast<unsigned>(row_blocks * chunks.count * a.segments.count);
       const LaunchShape shape = {.blocks = blocks, .threads = kThreads};
-      if (chunks.count > 1) {
-        launch_kernel("selective_scan", chunk_ends_kernel<T, Spread<S>>, shape, stream, a, chunks, pairs, quads);
+      if constexpr (S::run == 4) {  // the wide shape is not cut into chunks
+        if (chunks.count > 1) {
+          launch_kernel("selective_scan", chunk_ends_kernel<T, Spread<S>>, shape, stream, a, chunks, pairs, quads);
+        }
       }
       launch_kernel("selective_scan", scan_kernel<T, S>, shape, stream, a, chunks, pairs, quads);
     });

@@ -26,9 +26,10 @@ struct Shape {
   static constexpr int resident = states <= 16 ? 5 : states <= 32 ? 4 : states <= 128 ? 3 : 2;
   static constexpr int bc_buffers = states > 128 ? 1 : 2;  // two need 64 KiB at 256 states
 
-  // Lanes find quads of the states they hold at consecutive places of a row in shared memory: no bank conflicts.
+  // Lanes find runs of the states they hold at consecutive places of a row in shared memory: no bank conflicts.
+  static constexpr int run = kPerLane < 4 ? kPerLane : 4;
   static constexpr bool spread = false;
-  static __device__ int place(int lane, int i) { return i / 4 * 4 * kLanes + 4 * lane + i % 4; }
+  static __device__ int place(int lane, int i) { return i / run * run * kLanes + run * lane + i % run; }
   static __device__ int state(int lane, int i) { return place(lane, i); }
 };
 
@@ -41,9 +42,10 @@ struct Spread : Base {
   static __device__ int position(int n) { return Base::place(n % Base::lanes, n / Base::lanes); }
 };
 
+// `wide`: fewer channels a block, where there are more lanes than channels to keep busy.
 template <typename Body>
-void with_shape(int64_t d_state, Body&& body) {
-  if (d_state <= 16) return body(Shape<4, 4>());
+void with_shape(int64_t d_state, bool wide, Body&& body) {
+  if (d_state <= 16) return wide ? body(Shape<8, 2>()) : body(Shape<4, 4>());
   if (d_state <= 32) return body(Shape<8, 4>());
   if (d_state <= 64) return body(Shape<8, 8>());
   if (d_state <= 128) return body(Shape<16, 8>());
@@ -54,6 +56,7 @@ void with_shape(int64_t d_state, Body&& body) {
 // last adds to it, `delta_sums` the sums of delta over the chunks, which give their decays.
 struct Chunks {
   int64_t count, tokens;
+  bool wide;          // see with_shape
   float* ends;        // [segments, count, N, E]
   float* delta_sums;  // [segments, count, E]
 };
