@@ -70,10 +70,9 @@ TEST(CudaSample, TokensEqualTheReferences) {
 TEST(CudaSample, ARowIsSampledAloneAsInABatch) {
   Random random(m4j::test::run_seed());
   const SampleProblem problem(16, 50280, random);
+  const std::vector<SampleItem> all = problem.items();
   std::vector<SampleItem> items;
-  for (const SampleItem& item : problem.items()) {
-    if (items.size() < 2 || !random.left_out()) items.push_back(item);
-  }
+  for (const size_t r : random.some_of(all.size(), 2)) items.push_back(all[r]);
   const std::vector<SampleResult> batch = run(problem.logits, problem.V, items, problem.V);
   for (size_t i = 0; i < items.size(); ++i) {
     const std::vector<SampleResult> alone = run(problem.logits, problem.V, {items[i]}, problem.V);
@@ -96,16 +95,11 @@ TEST(CudaSample, RowsSharedByBlocks) {
 
 // Filters that end among many equal or nearly equal scores: bins are divided until few keys are left in one.
 TEST(CudaSample, CrowdedBins) {
-  constexpr size_t kRows = 12;
   Random random(m4j::test::run_seed());
   for (const int64_t V : {9001, 50280, 100003}) {
     for (const float spread : {1e-3f, 1e-6f, 0.0f}) {
-      std::vector<size_t> rows;
-      const bool left_out = random.left_out();
-      for (size_t r = 0; !left_out && r < kRows; ++r) {
-        if (rows.empty() || !random.left_out()) rows.push_back(r);
-      }
-      if (rows.empty()) continue;
+      if (random.left_out()) continue;
+      const std::vector<size_t> rows = random.some_of(12, 1);
       const auto count = static_cast<int64_t>(rows.size());
       SampleProblem problem(count, V, random);
       problem.logits = random.normal(count * V, spread);

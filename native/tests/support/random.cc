@@ -56,6 +56,14 @@ bool Random::left_out() {
   return !std::exchange(first_, false) && one_in > 1 && std::uniform_int_distribution<int>(1, one_in)(engine_) > 1;
 }
 
+std::vector<size_t> Random::some_of(size_t count, size_t least) {
+  std::vector<size_t> some;
+  for (size_t i = 0; i < count; ++i) {
+    if (some.size() < least || !left_out()) some.push_back(i);
+  }
+  return some;
+}
+
 std::vector<uint16_t> Random::halves(int64_t size, DType dtype) {
   const int mantissa_bits = dtype == DType::kF16 ? 10 : 7;
   const int top_exponent = dtype == DType::kF16 ? 15 + 1 : 127 + 1;

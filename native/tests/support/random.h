@@ -24,6 +24,8 @@ class Random {
   // Whether to leave out this one of many combinations: never, unless M4J_TEST_ONE_IN=n asks for the first and about one
   // in n of the others, for tools that slow programs down a thousandfold.
   bool left_out();
+  // The numbers below count, in order, but for those left out; the first `least` are not.
+  std::vector<size_t> some_of(size_t count, size_t least);
 
  private:
   std::mt19937_64 engine_;

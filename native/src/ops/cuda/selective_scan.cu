@@ -76,15 +76,6 @@ __device__ inline void load_channels(const float* values, int64_t channel, int o
   to[1] = values && owned > 1 ? values[channel + 1] : 0.0f;
 }
 
-__device__ inline void load_run(const float* p, float (&to)[4]) {
-  const float4 v = *reinterpret_cast<const float4*>(p);
-  to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
-}
-__device__ inline void load_run(const float* p, float (&to)[2]) {
-  const float2 v = *reinterpret_cast<const float2*>(p);
-  to[0] = v.x, to[1] = v.y;
-}
-
 // Lane l is left with the sum over the team's lanes of y[l], in y[0]. The order of additions does not depend on l, so
 // results do not depend on where in a tile a token lies.
 template <typename S, int kHalf = S::lanes / 2>
@@ -285,8 +276,8 @@ __global__ void __launch_bounds__(kThreads, S::resident)
         for (int first = 0; first < S::per_lane; first += S::run) {
           const int n = S::place(at.lane, first);
           float B[S::run], C[S::run];
-          load_run(&bc_tiles[buffer][t][0][n], B);
-          load_run(&bc_tiles[buffer][t][1][n], C);
+          load_floats(&bc_tiles[buffer][t][0][n], B);
+          load_floats(&bc_tiles[buffer][t][1][n], C);
 #pragma unroll
           for (int k = 0; k < S::run; ++k) {
             float(&A_k)[2] = A[first + k], (&h_k)[2] = h[first + k];
@@ -430,8 +421,9 @@ Chunks plan_chunks(int64_t d_inner, int64_t d_state, const Segments& segments, i
     const double share = static_cast<double>(blocks) / static_cast<double>(at_once);
     chunks.wide = S::states == 16 && share >= kFewestWide && share <= kMostWide;
     if (chunks.wide || share >= kFewest) return;
-    int64_t most = std::min(at_once / blocks, segments.longest / kShortest);
-    const bool forgetful = segments.longest >= at_once / blocks * kForgetful;
+    const int64_t one_round = at_once / blocks;
+    int64_t most = std::min(one_round, segments.longest / kShortest);
+    const bool forgetful = segments.longest >= one_round * kForgetful;
     if (!forgetful) most = std::max(most, std::min(2 * at_once / blocks, segments.longest / kLong));
     most = std::max<int64_t>(std::min(most, bytes / workspace_bytes(d_inner, d_state, segments.count)), 1);
     chunks.tokens = ceil_div(ceil_div(segments.longest, most), kTile) * kTile;
