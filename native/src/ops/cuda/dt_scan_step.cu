@@ -15,6 +15,7 @@ namespace m4j::cuda {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / kWarp;
+constexpr int kBlocksAtOnce = 2;  // of a multiprocessor
 constexpr int kStates = 16;
 constexpr int kChannels = 64, kPairs = kChannels / 2;  // of a block
 constexpr int kTokens = 64;                            // of a block at most
@@ -55,11 +56,23 @@ __device__ void multiply(const Rows<T, kParts>& upper, const Rows<T, kParts>& lo
   }
 }
 
+// Rows [0, rows) of kCount elements, on their way to shared memory.
+template <int kCount, typename T>
+__device__ void copy_rows(T (*to)[kCount], const void* matrix, int64_t ld, int rows) {
+  constexpr int kWidth = kVecOf16Bytes<T>, kVectors = kCount / kWidth;
+  for (int i = threadIdx.x; i < rows * kVectors; i += kThreads) {
+    const int row = i / kVectors, column = i % kVectors * kWidth;
+    copy_async(shared_address(&to[row][column]), static_cast<const T*>(matrix) + row * ld + column, true);
+  }
+}
+
 template <typename T, typename V, int kParts>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce)
     dt_scan_step_kernel(const __grid_constant__ DtScanStepArgs args, unsigned row_blocks, int tokens) {
   const SelectiveScanArgs& a = args.scan;
   __shared__ alignas(16) float A[kStates][kChannels], deltas[kTokens][kChannels];
+  __shared__ alignas(16) T us[kTokens][kChannels], gates[kTokens][kChannels];
+  __shared__ alignas(16) T Bs[kTokens][kStates], Cs[kTokens][kStates];
   const int first_channel = static_cast<int>(blockIdx.x % row_blocks) * kChannels;
   const int64_t first = static_cast<int64_t>(blockIdx.x / row_blocks) * tokens;
   const int count = static_cast<int>(min(static_cast<int64_t>(tokens), a.segments.count - first));
@@ -99,10 +112,21 @@ __global__ void __launch_bounds__(kThreads, 2)
   let_next_start();
   wait_for_previous();
 
-#pragma unroll 1
-  for (int token = 8 * (warp / kRowTiles); token < count; token += 8 * kTokenWarps) {
-    Rows<T, kParts> x;
+  // What the first product waits for comes first, what the steps need behind it.
+  Rows<T, kParts> x;
+  const auto load_dt = [&](int token) {
     x.load(static_cast<const T*>(args.dt) + (first + token) * a.ld_bc, a.ld_bc, count - token, R);
+  };
+  constexpr bool kInRegisters = kParts <= 5;  // beside states and weights
+  int token = 8 * (warp / kRowTiles);
+  if (kInRegisters && token < count) load_dt(token);
+  copy_rows(Bs, static_cast<const T*>(a.B) + first * a.ld_bc, a.ld_bc, count);
+  copy_rows(Cs, static_cast<const T*>(a.C) + first * a.ld_bc, a.ld_bc, count);
+  copy_rows(us, static_cast<const T*>(a.u) + first * a.ld_u + first_channel, a.ld_u, count);
+  copy_rows(gates, static_cast<const T*>(a.z) + first * a.ld_z + first_channel, a.ld_z, count);
+#pragma unroll 1
+  while (token < count) {
+    if (!kInRegisters) load_dt(token);
     float d[4] = {};
     multiply(upper, lower, x, d);
 #pragma unroll
@@ -112,20 +136,20 @@ __global__ void __launch_bounds__(kThreads, 2)
         deltas[token + lane % 4 * 2 + j][row + 8 * half] = softplus(d[2 * half + j] + bias[half]);
       }
     }
+    token += 8 * kTokenWarps;
+    if (kInRegisters && token < count) load_dt(token);
   }
+  wait_for_copies();
   __syncthreads();
 
   for (; s < count; s += kTokensAtOnce) {
-    const int64_t token = first + s;
     Packed<V, 2> before[kStates];
 #pragma unroll
     for (int n = 0; n < kStates; ++n) before[n] = next[n];
     V* const state = next_state;
-    const auto gate = load_packed<2>(static_cast<const T*>(a.z) + token * a.ld_z + c);
-    const auto u = load_packed<2>(static_cast<const T*>(a.u) + token * a.ld_u + c);
-    const auto B = load_packed<kStates>(static_cast<const T*>(a.B) + token * a.ld_bc);
-    const auto C = load_packed<kStates>(static_cast<const T*>(a.C) + token * a.ld_bc);
     if (s + kTokensAtOnce < count) load_states(s + kTokensAtOnce);
+    const auto u = load_packed<2>(&us[s][channel]), gate = load_packed<2>(&gates[s][channel]);
+    const auto B = load_packed<kStates>(Bs[s]), C = load_packed<kStates>(Cs[s]);
     const auto delta = load_packed<2>(&deltas[s][channel]);
     const float input[2] = {delta[0] * u[0], delta[1] * u[1]};
     float y[2] = {};
@@ -143,18 +167,18 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
 #pragma unroll
     for (int j = 0; j < 2; ++j) y[j] = fmaf(D[j], u[j], y[j]) * silu(gate[j]);
-    store_floats(static_cast<T*>(a.out) + token * a.ld_out + c, y);
+    store_floats(static_cast<T*>(a.out) + (first + s) * a.ld_out + c, y);
   }
 }
 
 template <typename T, typename V, int kParts>
 void run(const DtScanStepArgs& a, cudaStream_t stream) {
-  constexpr int64_t kEnoughBlocks = 128;
-  const int64_t row_blocks = a.scan.d_inner / kChannels, count = a.scan.segments.count;
-  // As few blocks as fill the device, as long as they hold all tokens; where they do not, many small ones come out even.
-  int64_t groups = std::min(ceil_div(kEnoughBlocks, row_blocks), ceil_div(count, kTokensAtOnce));
-  if (count > groups * kTokens) groups = ceil_div(count, kTokens / 2);
-  const int64_t tokens = ceil_div(count, groups);
+  // As many blocks as the device runs at a time, or a whole number of times as many; none for fewer tokens than threads
+  // take at once.
+  const int64_t row_blocks = a.scan.d_inner / kChannels, count = a.scan.segments.count,
+                at_once = std::max<int64_t>(kBlocksAtOnce * device_attribute(cudaDevAttrMultiProcessorCount) / row_blocks, 1),
+                groups = std::min(ceil_div(count, at_once * kTokens) * at_once, ceil_div(count, kTokensAtOnce)),
+                tokens = ceil_div(count, groups);
   launch_kernel("dt_scan_step", dt_scan_step_kernel<T, V, kParts>,
                 {.blocks = static_cast<unsigned>(row_blocks * ceil_div(count, tokens)), .threads = kThreads}, stream, a,
                 static_cast<unsigned>(row_blocks), static_cast<int>(tokens));
@@ -165,8 +189,8 @@ bool takes(const DtScanStepArgs& args) {
   return a.dtype != DType::kF32 && args.dt_proj.dtype == a.dtype && args.dt_proj.columns <= kMostColumns &&
          a.d_state == kStates && a.n_groups == 1 && a.d_inner % kChannels == 0 && a.segments.longest == 1 && a.D && a.z &&
          a.delta_bias && a.delta_softplus && a.ld_bc % 8 == 0 && is_aligned(args.dt, 16) && is_aligned(a.B, 16) &&
-         is_aligned(a.C, 16) && a.slot_stride % 2 == 0 && a.ld_u % 2 == 0 && a.ld_z % 2 == 0 && a.ld_out % 2 == 0 &&
-         is_aligned(a.z, 4);
+         is_aligned(a.C, 16) && a.ld_u % 8 == 0 && a.ld_z % 8 == 0 && is_aligned(a.u, 16) && is_aligned(a.z, 16) &&
+         a.slot_stride % 2 == 0 && a.ld_out % 2 == 0;
 }
 
 }  // namespace
