@@ -1,5 +1,5 @@
-// Causal convolution: bound by memory. A thread walks the tokens of one tile for 16 bytes of channels, with the last
-// inputs in registers.
+// Causal convolution: bound by memory. A thread walks the tokens of one tile for 16 bytes of channels or less, with
+// the last inputs in registers.
 #include "ops/cuda/chain.cuh"
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/launch.cuh"
@@ -13,6 +13,9 @@ constexpr int kThreads = 128;
 constexpr int kAhead = 4;  // tokens loaded before the first is used
 // Tokens of a tile: at least the taps. Few, if there are too few tiles for the GPU otherwise.
 constexpr int kTile = 32, kShortTile = 8, kEnoughBlocks = 256;
+// In steps, where threads do little but wait, they take fewer channels until there are so many blocks. A few sequences
+// gain nothing or lose (bench/NOTES-gpu.md).
+constexpr int kEnoughBlocksOfSteps = 640, kFewSequences = 8;
 
 template <typename T, int kCount>
 __device__ void load_or_zero(const T* p, bool present, float (&to)[kCount]) {
@@ -105,6 +108,11 @@ template <typename T, int kCount>
 void launch(const Conv1dArgs& a, cudaStream_t stream) {
   const unsigned row_blocks = static_cast<unsigned>(ceil_div(a.channels, kThreads * kCount));
   const auto blocks_of = [&](int tile) { return row_blocks * ceil_div(a.segments.longest, tile) * a.segments.count; };
+  if constexpr (kCount * sizeof(T) > 4) {
+    if (a.segments.longest == 1 && a.segments.count > kFewSequences && blocks_of(1) < kEnoughBlocksOfSteps) {
+      return launch<T, kCount / 2>(a, stream);
+    }
+  }
   const int tile = blocks_of(kTile) < kEnoughBlocks ? kShortTile : kTile;
   const unsigned tiles = static_cast<unsigned>(ceil_div(a.segments.longest, tile));
   launch_kernel("conv1d", a.d_conv <= 4 ? conv1d_kernel<T, 4, kCount> : conv1d_kernel<T, 8, kCount>,
