@@ -50,6 +50,7 @@ struct Product {
   int units, more;         // of a row tile; the first `more` tiles have one more
   int token_tile, stages;  // token_tile: tokens of a block, a multiple of 8
   bool wide;               // out is float32
+  bool next_at_once;       // it starts the next kernel first, not when all is on its way
 };
 
 // Eight neighbouring outputs of a token.
@@ -125,10 +126,7 @@ __global__ void __launch_bounds__(kThreads)
               (begin + i) * Shape::kColumns + p * kPanel, first_token, full(stage));
       }
     };
-    // The next kernel starts when all is on its way, so that what it fetches fills the time in which this one ends;
-    // earlier it would only take the memory's time. A short product has none to fill.
-    constexpr int kShort = 4;  // steps
-    if (a.steps <= kShort) let_next_start();
+    if (a.next_at_once) let_next_start();
     const int ahead = min(a.stages, count);
     for (int i = 0; i < ahead; ++i) fetch_weight(i, i);
     wait_for_previous();
@@ -301,6 +299,15 @@ Plan make_plan(const LinearArgs& a) {
   return plan;
 }
 
+// The next kernel starts when all is on its way, so that what it fetches fills the time in which this one ends; earlier
+// it would only take the memory's time. But a short product has none to fill, and one of few rows that is divided most
+// leaves the memory idle, as does the end of a large divided one (bench/NOTES-gpu.md).
+bool next_at_once(const LinearArgs& a, const Plan& plan, int64_t steps) {
+  constexpr int64_t kShort = 4, kFewTokens = 8, kLarge = int64_t{12} << 20;  // steps, tokens, weights
+  return steps <= kShort || plan.splits == kSplits[std::size(kSplits) - 1] ||
+         (plan.splits > 1 && a.tokens >= kFewTokens && a.weight.rows * a.weight.columns >= kLarge);
+}
+
 template <typename T, int kUnits>
 void run(Encode encode, const LinearArgs& a, const Plan& plan, const void* weight, bool constant, cudaStream_t stream) {
   using Shape = Tile<kUnits>;
@@ -325,7 +332,8 @@ void run(Encode encode, const LinearArgs& a, const Plan& plan, const void* weigh
                            .more = static_cast<int>(units % plan.row_tiles),
                            .token_tile = static_cast<int>(plan.token_tile),
                            .stages = static_cast<int>(stages),
-                           .wide = a.out_dtype == DType::kF32};
+                           .wide = a.out_dtype == DType::kF32,
+                           .next_at_once = next_at_once(a, plan, steps)};
   const auto map_of_weight = [&](int64_t box_units) {
     return tensor_map(encode, a.dtype, weight, a.weight.rows, a.weight.columns, a.weight.columns, kUnit * box_units);
   };
