@@ -72,6 +72,26 @@ TEST_F(CudaConv1d, RaggedBatchesOfAnySize) {
   }
 }
 
+// Threads take fewer channels where there are few blocks: each sequence as it is alone.
+TEST_F(CudaConv1d, StepsOfFewAndManySequences) {
+  const int64_t C = 1536, K = 4;
+  for (int64_t count : {8, 9, 150, 230, 330}) {
+    const Ragged batch(std::vector<int64_t>(static_cast<size_t>(count), 1), random);
+    for (DType dtype : kDTypes) {
+      if (random.left_out()) continue;
+      SCOPED_TRACE(name_of(dtype) + ", " + std::to_string(count) + " sequences");
+      const Problem problem(random, dtype, batch, C, K);
+      problem.expect_correct(batch);
+      const Segment& some = batch.items[static_cast<size_t>(random.ids(1, count)[0])];
+      Problem alone = problem;
+      alone.tokens = alone.slots = 1;
+      alone.x = part_of(problem.x, C, some.row);
+      alone.windows = part_of(problem.windows, problem.window_floats(), some.slot);
+      expect_same_bits(alone.run(Ragged({{0, 1, 0}}, 1)).out, part_of(problem.run(batch).out, C, some.row));
+    }
+  }
+}
+
 TEST_F(CudaConv1d, OptionsAlignmentAndBounds) {
   const Ragged batch({1, 40, 2}, random);
   for (int bits = 0; bits < 4; ++bits) {
