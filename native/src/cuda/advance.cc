@@ -206,26 +206,16 @@ int64_t block_tokens(const Model& m) {
   return tokens;
 }
 
-void prefill(States& states, const m4j_advance_args& args, const int64_t* slots) {
+// Blocks of up to `capacity` tokens, one after the other.
+void prefill_blocks(States& states, const m4j_advance_args& args, const int64_t* slots, int64_t capacity,
+                    const Inputs& inputs, const Activations& act) {
   const Model& m = states.model;
   Engine& engine = states.model.engine;
-  const int64_t V = m.config.vocab_size, capacity = std::min(args.offsets[args.n_seqs], block_tokens(m));
-  const int64_t max_segments = std::min(args.n_seqs, capacity);
-  const Segments bound{nullptr, max_segments, capacity, capacity};
-  const int64_t input_bytes = Inputs(nullptr, capacity, max_segments).bytes;
-  char* workspace = engine.workspace(input_bytes + activation_bytes(m, bound));
-  const Inputs inputs(workspace, capacity, max_segments);
-  const Activations act = carve_activations(m, bound, workspace + input_bytes);
-
+  const int64_t V = m.config.vocab_size;
   const int outputs = outputs_of(args);
   const int32_t logits_mode = outputs == kTokens ? M4J_LOGITS_LAST : args.logits_mode;
-  if (outputs & kTokens) {
-    states.choices.reserve(args.n_seqs);
-    states.choices.fill(args, args.n_seqs, V);
-  }
-
   std::vector<Segment> pieces;
-  pieces.reserve(static_cast<std::size_t>(max_segments));
+  pieces.reserve(static_cast<std::size_t>(std::min(args.n_seqs, capacity)));
   const auto add = [&](int64_t row, int64_t tokens, int64_t seq) { pieces.push_back({row, tokens, slots[seq]}); };
   BlockPlan plan(args.offsets, args.n_seqs, capacity, kCutTokens);
   for (BlockPlan::Block block; pieces.clear(), plan.next(&block, add);) {
@@ -262,8 +252,32 @@ void prefill(States& states, const m4j_advance_args& args, const int64_t* slots)
       }
     }
   }
-  engine.wait();
-  if (outputs & kTokens) states.choices.hand_over(args);
+}
+
+void prefill(States& states, const m4j_advance_args& args, const int64_t* slots) {
+  const Model& m = states.model;
+  Engine& engine = states.model.engine;
+  const int64_t capacity = std::min(args.offsets[args.n_seqs], block_tokens(m));
+  const int64_t max_segments = std::min(args.n_seqs, capacity);
+  const Segments bound{nullptr, max_segments, capacity, capacity};
+  const int64_t input_bytes = Inputs(nullptr, capacity, max_segments).bytes;
+  char* workspace = engine.workspace(input_bytes + activation_bytes(m, bound));
+  const Inputs inputs(workspace, capacity, max_segments);
+  const Activations act = carve_activations(m, bound, workspace + input_bytes);
+  const bool chooses = outputs_of(args) & kTokens;
+  if (chooses) {
+    states.choices.reserve(args.n_seqs);
+    states.choices.fill(args, args.n_seqs, m.config.vocab_size);
+  }
+  try {
+    prefill_blocks(states, args, slots, capacity, inputs, act);
+    engine.wait();
+  } catch (const Failure& e) {
+    // Whatever it was, windows and states may have been replaced by then, or still be.
+    cudaStreamSynchronize(engine.stream);
+    fail(M4J_ERR_INTERNAL, "broken off, the sequences may have changed: %s", e.message);
+  }
+  if (chooses) states.choices.hand_over(args);
 }
 
 }  // namespace

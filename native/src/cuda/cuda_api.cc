@@ -36,7 +36,10 @@ m4j_status model_create(Engine* engine, const m4j::Model& host, Model** out, m4j
   });
 }
 
-void model_release(Model* model) { delete model; }
+void model_release(Model* model) {
+  cudaSetDevice(model->engine.ordinal());  // of whatever thread
+  delete model;
+}
 
 m4j_status states_create(Model* model, int64_t max_slots, States** out, m4j_error* err) {
   return guarded(err, [&] {
@@ -45,7 +48,10 @@ m4j_status states_create(Model* model, int64_t max_slots, States** out, m4j_erro
   });
 }
 
-void states_release(States* states) { delete states; }
+void states_release(States* states) {
+  cudaSetDevice(states->model.engine.ordinal());
+  delete states;
+}
 
 // body() with the device current.
 template <typename Body>

@@ -14,6 +14,8 @@
 namespace m4j::cuda {
 
 class Engine {
+  const int ordinal_;  // selects the device on which all the others are made
+
  public:
   explicit Engine(int ordinal);  // throws Failure if the device cannot be used
   ~Engine();
@@ -40,7 +42,6 @@ class Engine {
   Choices choices;  // of m4j_sample
 
  private:
-  const int ordinal_;
   DeviceBuffer workspace_;
 };
 

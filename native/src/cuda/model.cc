@@ -23,7 +23,12 @@ void check_dimensions(const Config& c) {
   need_multiple(c.d_model, "d_model");
   need_multiple(c.d_inner, "d_inner");
   need_multiple(c.d_state, "d_state");
-  if (c.is_mamba2()) need_multiple(c.headdim, "headdim");
+  if (c.is_mamba2()) {
+    need_multiple(c.headdim, "headdim");
+  } else if (c.d_state > kMaxDState) {
+    fail(M4J_ERR_UNSUPPORTED, "config.d_state: is %lld, the GPU takes up to %lld for this family",
+         static_cast<long long>(c.d_state), static_cast<long long>(kMaxDState));
+  }
   if (c.d_conv < 2 || c.d_conv > 8) {
     fail(M4J_ERR_UNSUPPORTED, "config.d_conv: is %lld, the GPU takes 2 ... 8", static_cast<long long>(c.d_conv));
   }
@@ -51,10 +56,12 @@ class Uploader {
   }
 
   // With `columns` of at least those of the host's matrix. Quantised ones stay so unless they are padded in columns,
-  // or are looked up row by row.
+  // are looked up row by row, or meet float32 activations.
   DeviceMatrix matrix(const Matrix& host, std::initializer_list<Part> parts, int64_t columns, bool lookup = false) {
     DeviceMatrix m;
-    m.dtype = is_quantised(host.dtype) && columns == host.columns && !lookup ? DType::kQ8_0 : dtype_;
+    const bool keeps_codes =
+        is_quantised(host.dtype) && columns == host.columns && !lookup && dtype_ != DType::kF32;
+    m.dtype = keeps_codes ? DType::kQ8_0 : dtype_;
     m.columns = columns;
     for (const Part& p : parts) m.rows += p.rows + p.padding;
     char* data = take(m.dtype == DType::kQ8_0 ? m.rows * columns : dtype_bytes(m.dtype, m.rows * columns));

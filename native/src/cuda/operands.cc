@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "ops/cuda/check.h"
+#include "runtime/checked.h"
 
 namespace m4j::cuda {
 namespace {
@@ -61,7 +62,11 @@ void check_side(int ordinal, const char* name, const void* p, bool on_device) {
 
 void check_memory(int ordinal, std::initializer_list<NamedTensor> tensors) {
   for (const NamedTensor& tensor : tensors) {
-    if (tensor.t.data != nullptr) check_side(ordinal, tensor.name, tensor.t.data, true);
+    if (tensor.t.data == nullptr) continue;
+    check_side(ordinal, tensor.name, tensor.t.data, true);
+    // Broadcast ones may be of any size: what is computed from it must not wrap around.
+    int64_t bytes = 16;
+    for (int d = 0; d < tensor.t.rank; ++d) bytes = checked_mul(bytes, tensor.t.shape[d]);
   }
 }
 
@@ -123,7 +128,7 @@ void Rows::pack() {
 }
 
 void Rows::take(Carver& carver, const Part& largest) {
-  if (packed_) scratch_ = carver.take<void>(dtype_bytes(type_, largest.rows() * ld_));
+  if (packed_) scratch_ = carver.take<void>(dtype_bytes(type_, checked_mul(largest.rows(), ld_)));
 }
 
 Array Rows::whole(const Part& part) const {
@@ -167,7 +172,7 @@ void Parameter::load(cudaStream_t stream) const {
 const float* Parameter::data() const { return packed_ ? scratch_ : static_cast<const float*>(view_.data); }
 
 Slots::Slots(const m4j_tensor& initial, const m4j_tensor& last, std::initializer_list<int> dims, int64_t floats)
-    : stride_(round_up(floats, kRowAlignment)) {
+    : stride_(round_up(checked_mul(floats, 4) / 4, kRowAlignment)) {
   // The batch is dimension 0 of the arrays, wherever the others begin.
   const auto view = [&](const m4j_tensor& t) {
     Array a = array_of(t, dims);
@@ -183,7 +188,7 @@ Slots::Slots(const m4j_tensor& initial, const m4j_tensor& last, std::initializer
 }
 
 void Slots::take(Carver& carver, const Part& largest) {
-  scratch_ = carver.take<float>(largest.sequences * stride_ * 4);
+  scratch_ = carver.take<float>(checked_mul(largest.sequences, checked_mul(stride_, 4)));
 }
 
 Array Slots::slots_of(const Array& like, const Part& part) const {

@@ -12,6 +12,7 @@
 #include "mamba4j.h"
 #include "ops/cuda/copy.h"
 #include "ops/cuda/cuda_ops.h"
+#include "runtime/checked.h"
 
 namespace m4j::cuda {
 
@@ -19,7 +20,7 @@ struct NamedTensor {
   const char* name;
   const m4j_tensor& t;
 };
-// Fails unless all tensors that are present lie in the memory of device `ordinal`.
+// Fails unless all tensors that are present lie in the memory of device `ordinal`, and are of sizes to compute with.
 void check_memory(int ordinal, std::initializer_list<NamedTensor> tensors);
 // Fails unless p lies in the memory of device `ordinal`, or, for another side, in the host's.
 void check_side(int ordinal, const char* name, const void* p, bool on_device);
@@ -34,7 +35,7 @@ class Carver {
   template <typename T>
   T* take(int64_t bytes) {
     char* result = base_ == nullptr ? nullptr : base_ + used_;
-    used_ += align(bytes);
+    used_ = checked_add(used_, align(bytes));
     return reinterpret_cast<T*>(result);
   }
   int64_t used() const { return used_; }

@@ -71,6 +71,7 @@ class SelfTest {
     try {
       body();
     } catch (const Failure& e) {
+      if (e.code == M4J_ERR_OUT_OF_MEMORY) throw;
       fail(M4J_ERR_UNSUPPORTED, "cuda:%d fails the self-test of %s in %s: %s", engine_.ordinal(), kernel,
            name_of(dtype), e.message);
     }

@@ -62,11 +62,18 @@ void SlotMemory::reserve(int64_t slots) {
   const CUmemAllocationProp properties = allocation(current_device());
   // Some slots at a time, since a mapping costs much more than a slot of a small model.
   constexpr int64_t kStep = 64 << 20;
-  int64_t bytes = std::max(needed - mapped_, std::min(kStep, mapped_));
-  bytes = std::min((bytes + granularity_ - 1) / granularity_ * granularity_, reserved_ - mapped_);
+  const auto whole = [&](int64_t n) {
+    return std::min((n + granularity_ - 1) / granularity_ * granularity_, reserved_ - mapped_);
+  };
+  const int64_t least = whole(needed - mapped_);
+  int64_t bytes = std::max(least, whole(std::min(kStep, mapped_)));
   chunks_.reserve(chunks_.size() + 1);
   CUmemGenericAllocationHandle chunk;
-  const CUresult created = driver.create(&chunk, static_cast<std::size_t>(bytes), &properties, 0);
+  CUresult created = driver.create(&chunk, static_cast<std::size_t>(bytes), &properties, 0);
+  if (created == CUDA_ERROR_OUT_OF_MEMORY && bytes > least) {
+    bytes = least;
+    created = driver.create(&chunk, static_cast<std::size_t>(bytes), &properties, 0);
+  }
   if (created == CUDA_ERROR_OUT_OF_MEMORY) {
     std::size_t free = 0, total = 0;
     cudaMemGetInfo(&free, &total);
@@ -77,13 +84,16 @@ void SlotMemory::reserve(int64_t slots) {
   must(created, "memory of the states");
   const CUmemAccessDesc access = {properties.location, CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
   const CUdeviceptr address = base_ + static_cast<CUdeviceptr>(mapped_);
-  const CUresult mapped = driver.map(address, static_cast<std::size_t>(bytes), 0, chunk, 0);
+  CUresult mapped = driver.map(address, static_cast<std::size_t>(bytes), 0, chunk, 0);
+  if (mapped == CUDA_SUCCESS) {
+    mapped = driver.set_access(address, static_cast<std::size_t>(bytes), &access, 1);
+    if (mapped != CUDA_SUCCESS) driver.unmap(address, static_cast<std::size_t>(bytes));
+  }
   if (mapped != CUDA_SUCCESS) driver.release(chunk);
   must(mapped, "mapping of the states");
   chunks_.push_back(chunk);
   mapped_ += bytes;
   *count_ += bytes;
-  must(driver.set_access(address, static_cast<std::size_t>(bytes), &access, 1), "access to the states");
 }
 
 }  // namespace m4j::cuda

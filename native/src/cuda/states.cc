@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "ops/half.h"
+#include "runtime/checked.h"
 
 namespace m4j::cuda {
 
@@ -10,7 +11,7 @@ States::States(Model& model_, int64_t max_slots)
     : model(model_),
       ssm_type_(model_.config.ssm_type()),
       stride_(align(model_.config.state_bytes())),
-      memory_(stride_, max_slots == 0 ? 0 : max_slots + 1, &model_.engine.bytes) {
+      memory_(stride_, max_slots == 0 ? 0 : checked_add(max_slots, 1), &model_.engine.bytes) {
   reserve(1);
   zero(0);
 }

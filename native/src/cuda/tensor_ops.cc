@@ -7,11 +7,11 @@
 #include "cuda/operands.h"
 #include "ops/cuda/convert.h"
 #include "ops/cuda/linear.h"
+#include "runtime/checked.h"
 
 namespace m4j::cuda {
 namespace {
 
-constexpr int64_t kMaxDState = 256;
 constexpr int64_t kMaxDConv = 8;
 constexpr int64_t kMostBlocks = 1 << 30;  // of one launch
 constexpr int64_t kLinearRows = 1 << 16;  // of one product
@@ -76,7 +76,7 @@ void run(Engine& engine, const m4j_selective_scan_args& a) {
     C.pack();
   }
   Parameter A(a.A, {1, 0}), D(a.D, {0}), bias(a.delta_bias, {0});
-  Slots states(a.initial_state, a.last_state, {0, 2, 1}, N * E);
+  Slots states(a.initial_state, a.last_state, {0, 2, 1}, checked_mul(N, E));
 
   int64_t row_bytes = 0, op_bytes = 0;
   for (const Rows* rows : {&u, &delta, &z, &out, &B, &C}) row_bytes += rows->packed_row_bytes();
@@ -135,7 +135,7 @@ void run(Engine& engine, const m4j_ssd_args& a) {
     C.pack();
   }
   Parameter A(a.A, {0}), D(a.D, {0}), bias(a.dt_bias, {0});
-  Slots states(a.initial_state, a.last_state, {0, 1, 2, 3}, H * P * N);
+  Slots states(a.initial_state, a.last_state, {0, 1, 2, 3}, checked_mul(checked_mul(H, P), N));
 
   int64_t row_bytes = 0, op_bytes = 0;
   for (const Rows* rows : {&x, &dt, &out, &B, &C}) row_bytes += rows->packed_row_bytes();
@@ -197,7 +197,8 @@ void run(Engine& engine, const m4j_causal_conv1d_args& a) {
   const m4j_tensor absent{};
   Rows x(a.x, 0, 1, Rows::kNone, 2), out(a.out, 0, 1, Rows::kNone, 2);
   Parameter bias(a.bias, {0});
-  Slots windows(K == 1 ? absent : a.initial_window, K == 1 ? absent : a.last_window, {0, 2, 1}, (taps - 1) * channels);
+  Slots windows(K == 1 ? absent : a.initial_window, K == 1 ? absent : a.last_window, {0, 2, 1},
+                checked_mul(taps - 1, channels));
 
   const std::vector<Part> parts = cut(batch, L, x.packed_row_bytes() + out.packed_row_bytes());
   Segment* segment_memory = nullptr;

@@ -1,6 +1,7 @@
 #include "state/states.h"
 
 #include <algorithm>
+#include <functional>
 
 #include "runtime/checked.h"
 #include "runtime/failure.h"
@@ -90,6 +91,9 @@ m4j_slot States::take() {
     CudaDevice::call(device.api.slot_zero, gpu_, cuda_slot_of(handle));
   } catch (...) {
     release(handle);
+    // One that has memory, and was released meanwhile, is to be taken before this one.
+    const std::lock_guard<std::mutex> lock(mutex_);
+    std::sort(free_.begin(), free_.end(), std::greater<>());
     throw;
   }
   return handle;

@@ -253,6 +253,41 @@ TEST_F(CudaSelectiveScan, RowsWithoutAlignmentAndHigherBounds) {
   }
 }
 
+// Rows that are apart as those of aligned memory, but begin behind one element.
+TEST_F(CudaSelectiveScan, RowsBeginAtAnyElement) {
+  const int64_t E = 74, N = 16;
+  const auto behind_one = [&](const std::vector<float>& rows) {
+    std::vector<float> result;
+    for (size_t i = 0; i < rows.size(); ++i) {
+      if (i % E == 0) result.push_back(0);
+      result.push_back(rows[i]);
+    }
+    return result;
+  };
+  for (const std::vector<int64_t>& lengths : {std::vector<int64_t>{5, 1, 64, 31}, {1, 1, 1}}) {
+    const Ragged batch(lengths, random);
+    for (DType dtype : kDTypes) {
+      const Problem problem(random, dtype, batch, E, N, 1);
+      const DeviceArray u(dtype, behind_one(problem.u), E + 1, E + 2), delta(dtype, behind_one(problem.delta), E + 1, E + 2),
+          z(dtype, behind_one(problem.z), E + 1, E + 2), B(dtype, problem.B, N), C(dtype, problem.C, N),
+          A(DType::kF32, problem.A, E), D(DType::kF32, problem.D, E), bias(DType::kF32, problem.delta_bias, E),
+          states(DType::kF32, problem.states, N * E);
+      const auto second = [&](const DeviceArray& a) { return static_cast<char*>(a.data()) + dtype_bytes(dtype, 1); };
+      selective_scan({dtype, second(u), E + 2, second(delta), E + 2, A.floats(), B.data(), C.data(), N, D.floats(),
+                      second(z), E + 2, bias.floats(), problem.softplus, batch.segments(), E, N, 1, states.data(), N * E,
+                      second(u), E + 2, {}},
+                     nullptr);
+      must(cudaDeviceSynchronize());
+      std::vector<float> out;
+      const std::vector<float> rows = u.read();
+      for (size_t i = 0; i < rows.size(); ++i) {
+        if (i % (E + 1) != 0) out.push_back(rows[i]);
+      }
+      expect_close({out, states.read()}, problem.run(batch), tolerance_of(dtype));
+    }
+  }
+}
+
 TEST_F(CudaSelectiveScan, PartsEqualTheWhole) {
   const int64_t tokens = 777;
   const Ragged whole_batch({{0, tokens, 1}}, 2);

@@ -23,6 +23,10 @@ bool can_wait(const void* kernel) {
 }
 
 void launch_kernel(const char* what, const void* kernel, const LaunchShape& shape, cudaStream_t stream, void** args) {
+  if (shape.blocks > INT32_MAX) {
+    fail(M4J_ERR_UNSUPPORTED, "%s: needs %lld blocks, the GPU takes up to %d at once", what,
+         static_cast<long long>(shape.blocks), INT32_MAX);
+  }
   cudaLaunchAttribute attributes[2];
   unsigned count = 0;
   if (shape.chained && can_wait(kernel)) {
@@ -34,7 +38,7 @@ void launch_kernel(const char* what, const void* kernel, const LaunchShape& shap
     attributes[count++].val.clusterDim = {shape.cluster, 1, 1};
   }
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(shape.blocks);
+  config.gridDim = dim3(static_cast<unsigned>(shape.blocks));
   config.blockDim = dim3(shape.threads);
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = stream;

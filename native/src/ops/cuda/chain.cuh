@@ -11,6 +11,7 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <type_traits>
 
 namespace m4j::cuda {
@@ -36,13 +37,14 @@ bool can_wait(const void* kernel);
 int device_attribute(cudaDeviceAttr which);
 
 struct LaunchShape {
-  unsigned blocks, threads;
+  int64_t blocks;
+  unsigned threads;
   std::size_t shared_bytes = 0;
   unsigned cluster = 1;  // blocks
   bool chained = true;   // the kernel waits
 };
 
-// kernel<<<...>>>(*args[0], ...), checked; `what` names it.
+// kernel<<<...>>>(*args[0], ...), checked, the number of blocks too; `what` names it.
 void launch_kernel(const char* what, const void* kernel, const LaunchShape& shape, cudaStream_t stream, void** args);
 
 template <typename... Params>

@@ -116,7 +116,7 @@ void launch(const Conv1dArgs& a, cudaStream_t stream) {
   const int tile = blocks_of(kTile) < kEnoughBlocks ? kShortTile : kTile;
   const unsigned tiles = static_cast<unsigned>(ceil_div(a.segments.longest, tile));
   launch_kernel("conv1d", a.d_conv <= 4 ? conv1d_kernel<T, 4, kCount> : conv1d_kernel<T, 8, kCount>,
-                {.blocks = static_cast<unsigned>(blocks_of(tile)), .threads = kThreads}, stream, a, row_blocks, tiles, tile);
+                {.blocks = blocks_of(tile), .threads = kThreads}, stream, a, row_blocks, tiles, tile);
 }
 
 }  // namespace

@@ -98,6 +98,9 @@ struct Conv1dArgs {
 };
 void conv1d(const Conv1dArgs&, cudaStream_t stream);
 
+// Of selective_scan and ssd_chunk; ssd_step takes any.
+constexpr int64_t kMaxDState = 256;
+
 // Selective scan (Mamba paper, algorithm 2), states updated in place.
 //   delta = softplus(delta + delta_bias); h = exp(delta A) h + delta B u; y = C.h + D u; out = y * silu(z)
 struct SelectiveScanArgs {
@@ -116,7 +119,7 @@ struct SelectiveScanArgs {
   const float* delta_bias;  // optional [E]
   bool delta_softplus;
   Segments segments;
-  int64_t d_inner, d_state, n_groups;  // d_state 1 ... 256
+  int64_t d_inner, d_state, n_groups;  // d_state 1 ... kMaxDState
   void* states;                        // [S, N, E] in state_type with slot_stride; read, then replaced
   int64_t slot_stride;                 // elements
   void* out;                           // [T, E]; may be u or z

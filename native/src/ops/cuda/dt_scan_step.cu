@@ -180,7 +180,7 @@ void run(const DtScanStepArgs& a, cudaStream_t stream) {
                 groups = std::min(ceil_div(count, at_once * kTokens) * at_once, ceil_div(count, kTokensAtOnce)),
                 tokens = ceil_div(count, groups);
   launch_kernel("dt_scan_step", dt_scan_step_kernel<T, V, kParts>,
-                {.blocks = static_cast<unsigned>(row_blocks * ceil_div(count, tokens)), .threads = kThreads}, stream, a,
+                {.blocks = row_blocks * ceil_div(count, tokens), .threads = kThreads}, stream, a,
                 static_cast<unsigned>(row_blocks), static_cast<int>(tokens));
 }
 

@@ -338,7 +338,7 @@ void run(Encode encode, const LinearArgs& a, const Plan& plan, const void* weigh
     return tensor_map(encode, a.dtype, weight, a.weight.rows, a.weight.columns, a.weight.columns, kUnit * box_units);
   };
   launch_kernel("linear (linear_hopper_kernel)", kernel,
-                {.blocks = static_cast<unsigned>(plan.row_tiles * ceil_div(a.tokens, plan.token_tile) * plan.splits),
+                {.blocks = plan.row_tiles * ceil_div(a.tokens, plan.token_tile) * plan.splits,
                  .threads = kThreads,
                  .shared_bytes = static_cast<std::size_t>(shared),
                  .cluster = product.splits,

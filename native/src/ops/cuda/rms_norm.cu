@@ -156,7 +156,7 @@ bool has_vectors(const RmsNormArgs& a, int64_t per_16_bytes) {
 }  // namespace
 
 void rms_norm(const RmsNormArgs& a, cudaStream_t stream) {
-  const unsigned blocks = static_cast<unsigned>(a.tokens * a.n_groups);
+  const int64_t blocks = a.tokens * a.n_groups;
   const int64_t vectors = ceil_div(a.dim / a.n_groups, 8);
   with_element_type(a.dtype, [&]<typename T>(T) {
     const auto launch = [&](void (*kernel)(RmsNormArgs), int64_t wanted) {
@@ -175,7 +175,7 @@ void rms_norm(const RmsNormArgs& a, cudaStream_t stream) {
 
 void rms_scale(const RmsScaleArgs& a, cudaStream_t stream) {
   launch_kernel("rms_scale", rms_scale_kernel,
-                {.blocks = static_cast<unsigned>(ceil_div(a.tokens, kScaleWarps)), .threads = kScaleWarps * kWarp},
+                {.blocks = ceil_div(a.tokens, kScaleWarps), .threads = kScaleWarps * kWarp},
                 stream, a);
 }
 

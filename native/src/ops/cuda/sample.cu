@@ -424,7 +424,7 @@ void sample(const SampleArgs& a, cudaStream_t stream) {
   check(cudaFuncSetAttribute(sample_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "sample");
   const unsigned blocks = blocks_of_row(a);
   launch_kernel("sample", sample_kernel,
-                {.blocks = static_cast<unsigned>(a.count) * blocks,
+                {.blocks = a.count * blocks,
                  .threads = kThreads,
                  .shared_bytes = static_cast<std::size_t>(bytes),
                  .cluster = blocks},

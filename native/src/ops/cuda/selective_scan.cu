@@ -398,7 +398,7 @@ void launch_step(const SelectiveScanArgs& a, bool quads, cudaStream_t stream) {
   constexpr int64_t kEnoughBlocks = 1280, kMostSegments = 8;
   const auto row_blocks = static_cast<unsigned>(ceil_div(a.d_inner, kThreads * kChannels));
   const int64_t segments = std::clamp<int64_t>(a.segments.count * row_blocks / kEnoughBlocks, 1, kMostSegments);
-  const unsigned blocks = row_blocks * static_cast<unsigned>(ceil_div(a.segments.count, segments));
+  const int64_t blocks = row_blocks * ceil_div(a.segments.count, segments);
   launch_kernel("selective_scan", step_kernel<T, V, kChannels>, {.blocks = blocks, .threads = kThreads}, stream, a,
                 row_blocks, static_cast<unsigned>(segments), quads);
 }
@@ -455,8 +455,7 @@ void selective_scan(const SelectiveScanArgs& a, cudaStream_t stream) {
   with_element_type(a.dtype, [&]<typename T>(T) {
     with_shape(a.d_state, chunks.wide, [&]<typename S>(S) {
       const int64_t row_blocks = a.n_groups * ceil_div(a.d_inner / a.n_groups, S::channels);
-      const unsigned blocks = static_cast<unsigned>(row_blocks * chunks.count * a.segments.count);
-      const LaunchShape shape = {.blocks = blocks, .threads = kThreads};
+      const LaunchShape shape = {.blocks = row_blocks * chunks.count * a.segments.count, .threads = kThreads};
       if constexpr (S::run == 4) {  // the wide shape is not cut into chunks
         if (chunks.count > 1) {
           launch_kernel("selective_scan", chunk_ends_kernel<T, Spread<S>>, shape, stream, a, chunks, pairs, quads);

@@ -97,7 +97,9 @@ struct Place {
 // Neighbouring channels can be read in one access.
 inline bool has_pairs(const SelectiveScanArgs& a) {
   const int64_t strides = a.ld_u | a.ld_delta | (a.z ? a.ld_z : 0) | a.ld_out | a.slot_stride;
-  return a.d_inner / a.n_groups % 2 == 0 && strides % 2 == 0 && is_aligned(a.states, 8) && is_aligned(a.A, 8);
+  const int64_t bytes = dtype_bytes(a.dtype, 2);
+  return a.d_inner / a.n_groups % 2 == 0 && strides % 2 == 0 && is_aligned(a.states, 8) && is_aligned(a.A, 8) &&
+         is_aligned(a.u, bytes) && is_aligned(a.delta, bytes) && is_aligned(a.z, bytes) && is_aligned(a.out, bytes);
 }
 
 // Groups of four B and C can be read in one access.

@@ -128,7 +128,7 @@ void launch(const Kernel& k, const SsdArgs& a, Plan plan, cudaStream_t stream) {
         "cudaFuncSetAttribute");
   const int64_t blocks = items * a.n_groups * (plan.full + plan.fewer);
   launch_kernel("ssd_chunk", k.function,
-                {.blocks = static_cast<unsigned>(blocks),
+                {.blocks = blocks,
                  .threads = static_cast<unsigned>(k.threads),
                  .shared_bytes = k.shared_bytes},
                 stream, a, plan);

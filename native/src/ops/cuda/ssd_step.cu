@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(kThreads, 5)
 template <typename T, typename S, int kWidth, int kVectors, int kRows, bool kResident>
 void launch(const SsdArgs& a, cudaStream_t stream) {
   const int64_t head_blocks = ceil_div(a.headdim, kWarps * kTeams * kRows);
-  const unsigned blocks = static_cast<unsigned>(head_blocks * a.heads * a.segments.count);
+  const int64_t blocks = head_blocks * a.heads * a.segments.count;
   launch_kernel("ssd_step", ssd_step_kernel<T, S, kWidth, kVectors, kRows, kResident>,
                 {.blocks = blocks, .threads = kThreads}, stream, a, static_cast<unsigned>(head_blocks));
 }
