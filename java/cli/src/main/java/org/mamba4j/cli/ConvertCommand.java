@@ -1,5 +1,8 @@
 package org.mamba4j.cli;
 
+import com.fasterxml.jackson.core.JsonFactory;
+import com.fasterxml.jackson.core.json.JsonReadFeature;
+import com.fasterxml.jackson.core.json.JsonWriteFeature;
 import com.fasterxml.jackson.jr.ob.JSON;
 import java.io.IOException;
 import java.lang.foreign.Arena;
@@ -51,6 +54,14 @@ final class ConvertCommand extends CliCommand {
   private static final String GGUF = "model.gguf";
   private static final String CONFIG = "config.json";
   private static final String TOKENIZER = "tokenizer.json";
+  // Python writes infinities bare, and reads them so.
+  private static final JSON PYTHON_JSON =
+      new JSON(
+              JsonFactory.builder()
+                  .enable(JsonReadFeature.ALLOW_NON_NUMERIC_NUMBERS)
+                  .disable(JsonWriteFeature.WRITE_NAN_AS_STRINGS)
+                  .build())
+          .with(JSON.Feature.PRETTY_PRINT_OUTPUT, JSON.Feature.WRITE_NULL_PROPERTIES);
   private static final List<String> COMPANIONS =
       List.of(
           TOKENIZER,
@@ -144,11 +155,12 @@ final class ConvertCommand extends CliCommand {
   }
 
   private void writeSafetensors(Path path, Checkpoint checkpoint) throws IOException {
+    String config = configJson(checkpoint);
     try (Arena converted = Arena.ofShared()) {
       Map<String, Tensor> tensors = new LinkedHashMap<>(checkpoint.hfTensors());
       tensors.replaceAll((name, tensor) -> inType(name, tensor, converted));
       SafetensorsWriter.write(path, tensors, Map.of("format", "pt"));
-      Files.writeString(out.resolve(CONFIG), configJson(checkpoint));
+      Files.writeString(out.resolve(CONFIG), config);
     }
   }
 
@@ -174,8 +186,8 @@ final class ConvertCommand extends CliCommand {
     if (type == null) {
       return json;
     }
-    Map<String, Object> config = JSON.std.mapFrom(json);
+    Map<String, Object> config = PYTHON_JSON.mapFrom(json);
     config.put(config.containsKey("dtype") ? "dtype" : "torch_dtype", type);
-    return JSON.std.with(JSON.Feature.PRETTY_PRINT_OUTPUT, JSON.Feature.WRITE_NULL_PROPERTIES).asString(config) + "\n";
+    return PYTHON_JSON.asString(config) + "\n";
   }
 }

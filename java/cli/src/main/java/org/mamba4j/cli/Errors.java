@@ -2,6 +2,7 @@ package org.mamba4j.cli;
 
 import java.io.FileNotFoundException;
 import java.nio.file.AccessDeniedException;
+import java.nio.file.FileAlreadyExistsException;
 import java.nio.file.NoSuchFileException;
 import java.nio.file.NotDirectoryException;
 
@@ -15,6 +16,7 @@ final class Errors {
         switch (e) {
           case NoSuchFileException missing -> "there is no file " + missing.getMessage();
           case AccessDeniedException denied -> "no permission to access " + denied.getMessage();
+          case FileAlreadyExistsException there -> there.getMessage() + " exists already";
           case NotDirectoryException file -> file.getMessage() + " is not a folder";
           case FileNotFoundException missing -> "cannot open " + missing.getMessage();
           case OutOfMemoryError memory -> "out of memory: " + memory.getMessage();

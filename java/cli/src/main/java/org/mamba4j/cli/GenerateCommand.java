@@ -112,7 +112,7 @@ final class GenerateCommand extends CliCommand {
     try (Interrupt interrupt = new Interrupt(cancellation::cancel);
         Engine engine = Engine.create(device.engineOptions());
         TextModel loaded = model.loadText(engine)) {
-      GenerationResult result = generate(loaded, options, json ? token -> {} : this::stream);
+      GenerationResult result = generate(loaded, options, json ? token -> {} : token -> stream(token, cancellation));
       if (json) {
         printJson(result);
       } else {
@@ -152,9 +152,11 @@ final class GenerateCommand extends CliCommand {
         : loaded.generate(prompt.ids(), options, listener);
   }
 
-  private void stream(GeneratedToken token) {
+  private void stream(GeneratedToken token, Cancellation cancellation) {
     out().print(token.text());
-    out().flush();
+    if (out().checkError()) { // flushes; nobody reads any more
+      cancellation.cancel();
+    }
   }
 
   private void printJson(GenerationResult result) throws IOException {

@@ -19,4 +19,8 @@ final class Json {
   static Double number(double value) {
     return Double.isFinite(value) ? value : null;
   }
+
+  static Float number(float value) {
+    return Float.isFinite(value) ? value : null;
+  }
 }

@@ -52,7 +52,10 @@ public final class Main extends CliCommand {
     PrintWriter out = utf8(FileDescriptor.out);
     PrintWriter err = utf8(FileDescriptor.err);
     int code = run(out, err, args);
-    out.flush();
+    if (out.checkError() && code == CommandLine.ExitCode.OK) {
+      err.println("mamba4j: the output could not be written");
+      code = CommandLine.ExitCode.SOFTWARE;
+    }
     err.flush();
     System.exit(code);
   }
@@ -67,6 +70,7 @@ public final class Main extends CliCommand {
     CommandLine line = new CommandLine(main);
     line.setOut(out).setErr(err);
     line.setCaseInsensitiveEnumValuesAllowed(true);
+    line.setExpandAtFiles(false); // a prompt may begin with @
     line.setParameterExceptionHandler(
         (e, arguments) -> {
           String command = e.getCommandLine().getCommandSpec().qualifiedName(" ");

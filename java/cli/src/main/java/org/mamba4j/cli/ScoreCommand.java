@@ -1,7 +1,9 @@
 package org.mamba4j.cli;
 
 import java.io.IOException;
+import java.util.ArrayList;
 import java.util.LinkedHashMap;
+import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 import org.mamba4j.Engine;
@@ -74,8 +76,12 @@ final class ScoreCommand extends CliCommand {
   private void printJson(Score score) throws IOException {
     Map<String, Object> object = new LinkedHashMap<>();
     object.put("tokens", score.tokens());
-    object.put("logprobs", score.logProbs());
-    object.put("total_logprob", score.totalLogProb());
+    List<Float> logProbs = new ArrayList<>();
+    for (float logProb : score.logProbs()) {
+      logProbs.add(Json.number(logProb));
+    }
+    object.put("logprobs", logProbs);
+    object.put("total_logprob", Json.number(score.totalLogProb()));
     object.put("perplexity", Json.number(score.perplexity()));
     Json.print(out(), object);
   }

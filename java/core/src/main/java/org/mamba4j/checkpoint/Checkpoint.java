@@ -26,6 +26,7 @@ import org.mamba4j.Family;
 import org.mamba4j.ModelConfig;
 import org.mamba4j.Tensor;
 import org.mamba4j.checkpoint.WeightNames.Weight;
+import org.mamba4j.internal.Reclaimer;
 
 /**
  * A model folder, opened and checked: {@code config.json} in the layout of Hugging Face or of state-spaces, and the
@@ -177,7 +178,7 @@ public final class Checkpoint implements AutoCloseable {
   @Override
   public void close() {
     if (closed.compareAndSet(false, true)) {
-      arena.close();
+      Reclaimer.close(arena);
       index.close();
     }
   }

@@ -19,6 +19,7 @@ import java.util.Set;
 import java.util.concurrent.atomic.AtomicBoolean;
 import org.mamba4j.DType;
 import org.mamba4j.Tensor;
+import org.mamba4j.internal.Reclaimer;
 
 /**
  * A memory-mapped GGUF file, version 2 or 3, little-endian. Metadata and the places of all tensors are checked when it
@@ -246,7 +247,7 @@ public final class GgufFile implements AutoCloseable {
   @Override
   public void close() {
     if (closed.compareAndSet(false, true)) {
-      arena.close();
+      Reclaimer.close(arena);
     }
   }
 }

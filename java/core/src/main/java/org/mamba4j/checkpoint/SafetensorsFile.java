@@ -13,6 +13,7 @@ import java.util.Map;
 import java.util.Set;
 import java.util.concurrent.atomic.AtomicBoolean;
 import org.mamba4j.Tensor;
+import org.mamba4j.internal.Reclaimer;
 
 /**
  * A memory-mapped safetensors file. The whole header is checked when it is opened: every tensor lies inside of the
@@ -103,7 +104,7 @@ public final class SafetensorsFile implements TensorFile {
   @Override
   public void close() {
     if (closed.compareAndSet(false, true)) {
-      arena.close();
+      Reclaimer.close(arena);
     }
   }
 }

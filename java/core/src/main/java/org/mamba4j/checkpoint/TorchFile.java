@@ -18,6 +18,7 @@ import java.util.Set;
 import java.util.concurrent.atomic.AtomicBoolean;
 import org.mamba4j.Tensor;
 import org.mamba4j.checkpoint.Unpickler.StoredTensor;
+import org.mamba4j.internal.Reclaimer;
 
 /**
  * A {@code pytorch_model.bin} as {@code torch.save} of PyTorch 1.6 and later writes it: a zip file whose
@@ -173,7 +174,7 @@ public final class TorchFile implements TensorFile {
   @Override
   public void close() {
     if (closed.compareAndSet(false, true)) {
-      arena.close();
+      Reclaimer.close(arena);
     }
   }
 }

@@ -158,7 +158,7 @@ final class HubClient implements AutoCloseable {
   }
 
   private void transferOnce(RemoteFile file, Path target, long present, ProgressListener progress) throws IOException {
-    if (present > file.size()) {
+    if (present > 0 && present > file.size()) { // or of a file of unknown size, which begins anew
       Files.delete(target);
       present = 0;
     }

@@ -69,6 +69,7 @@ final class Generation implements AutoCloseable {
     int id = count == 0 ? prefill() : cancelled() ? NO_TOKEN : forward.next(sampler, tokens, count - 1, 1);
     if (id == NO_TOKEN) {
       finishReason = FinishReason.CANCELLED;
+      text.append(stopStrings.accept(decoder == null ? "" : decoder.flush())).append(stopStrings.flush());
       return null;
     }
     if (count == tokens.length) {

@@ -49,7 +49,7 @@ public final class StreamDecoder {
     if (complete == text.length()) {
       String fresh = beyondShown(text);
       if (!fresh.isEmpty() || size == MAX_WINDOW) {
-        keepAsContext(fresh.isEmpty() ? size - CONTEXT : context);
+        keepAsContext(size == MAX_WINDOW ? Math.max(context, size - CONTEXT) : context);
       }
       return fresh;
     }

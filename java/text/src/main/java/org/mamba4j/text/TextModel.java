@@ -83,7 +83,7 @@ public final class TextModel implements AutoCloseable {
       }
       String missing = tokenizer == null ? Tokenizer.missing(model.folder()) : null;
       return new TextModel(model, tokenizer, missing, Set.copyOf(ends));
-    } catch (IOException | RuntimeException e) {
+    } catch (Throwable e) {
       if (tokenizer != null) {
         tokenizer.close();
       }

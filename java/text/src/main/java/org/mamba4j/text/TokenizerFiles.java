@@ -77,14 +77,13 @@ record TokenizerFiles(int vocabSize, BitSet special, Set<Integer> endTokens) {
           return;
         }
         boolean list = parser.currentToken() == JsonToken.START_ARRAY;
-        if (list) {
-          parser.nextToken();
-        }
-        do {
-          if (parser.currentToken() == JsonToken.VALUE_NUMBER_INT) {
+        JsonToken token = list ? parser.nextToken() : parser.currentToken();
+        while (token != null && token != JsonToken.END_ARRAY && ends.size() < 1000) {
+          if (token == JsonToken.VALUE_NUMBER_INT) {
             ends.add(parser.getIntValue());
           }
-        } while (list && ends.size() < 1000 && parser.nextToken() != JsonToken.END_ARRAY);
+          token = list ? parser.nextToken() : null;
+        }
       });
     }
     return ends;

@@ -71,6 +71,16 @@ class StreamDecoderTest {
   }
 
   @Test
+  void anyNumberOfBytesThatAreNoCharacter() {
+    int middle = demo.encodeWithoutSpecialTokens("😀")[1];
+    int[] letters = demo.encodeWithoutSpecialTokens("a\nb");
+    for (int count = 0; count < 60; count++) {
+      int[] ids = IntStream.concat(IntStream.generate(() -> middle).limit(count), Arrays.stream(letters)).toArray();
+      assertEquals("\uFFFD".repeat(count) + "a\nb", decode(demo.newStreamDecoder(), ids), count + " bytes");
+    }
+  }
+
+  @Test
   void anUnfinishedCharacterShowsAsReplacementAtTheEndOnly() {
     int[] emoji = demo.encodeWithoutSpecialTokens("a😀");
     StreamDecoder decoder = demo.newStreamDecoder();

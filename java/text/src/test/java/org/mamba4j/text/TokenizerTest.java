@@ -119,6 +119,12 @@ class TokenizerTest {
     try (Tokenizer tokenizer = Tokenizer.load(folder)) {
       assertEquals(Set.of(), tokenizer.endTokens());
     }
+    for (String none : List.of("[]", "[], \"max_length\": 20, \"x\": [1]")) {
+      Files.writeString(folder.resolve("generation_config.json"), "{\"eos_token_id\": " + none + "}");
+      try (Tokenizer tokenizer = Tokenizer.load(folder)) {
+        assertEquals(Set.of(), tokenizer.endTokens());
+      }
+    }
     Files.writeString(folder.resolve("generation_config.json"), "{\"eos_token_id\": [1,");
     IOException e = assertThrows(IOException.class, () -> Tokenizer.load(folder));
     assertTrue(e.getMessage().contains("generation_config.json"), e.getMessage());

@@ -226,6 +226,18 @@ class CommandLineTest {
     run("convert", "--model", converted, "--out", converted, "--force").assertError("own folder");
   }
 
+  @Test
+  void convertWritesAConfigThatCanBeReadAgain() {
+    Path converted = temp.resolve("half");
+    assertEquals(0, run("convert", "--model", DEMO, "--out", converted, "--weights", "f16").code());
+    assertEquals(0, run("inspect", "--model", converted).code());
+  }
+
+  @Test
+  void aPromptMayBeginWithAt() {
+    assertEquals(0, run("generate", "--model", DEMO, "--prompt", "@Override", "--max-new-tokens", 1).code());
+  }
+
   // ---- logits, op ----
 
   @ParameterizedTest
