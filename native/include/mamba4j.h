@@ -112,8 +112,8 @@ typedef struct m4j_engine m4j_engine;
 
 enum { M4J_LOG_DEBUG = 0, M4J_LOG_INFO = 1, M4J_LOG_WARNING = 2, M4J_LOG_ERROR = 3 };
 
-/* Called on the thread that made the call into the library, only while that call runs. message is valid during the
- * callback. The callback must not call back into the library. */
+/* Called on the thread that made the call into the library, only while that call runs, or on the thread of a queue.
+ * message is valid during the callback. The callback must not call back into the library. */
 typedef void (*m4j_log_fn)(void* user, int32_t level, const char* message);
 
 enum { M4J_DEVICE_CPU = 0, M4J_DEVICE_CUDA = 1 };
@@ -223,8 +223,8 @@ typedef struct m4j_model_weights {
 } m4j_model_weights;
 
 /* Makes a model. The matrices (embedding, lm_head, in_proj, x_proj, dt_proj, out_proj) are borrowed: their memory must
- * stay valid and unchanged until the model and every pool of states made from it are released. The small tensors are
- * copied. The descriptors themselves may go after the call. */
+ * stay valid and unchanged until the model and every pool of states made from it are released, and calls in queues that
+ * use them have completed. The small tensors are copied. The descriptors themselves may go after the call. */
 M4J_API m4j_status m4j_model_create(m4j_engine* engine, const m4j_model_config* config,
                                     const m4j_model_weights* weights, m4j_model** out, m4j_error* err);
 M4J_API void m4j_model_release(m4j_model* model);
@@ -370,9 +370,9 @@ typedef struct m4j_completion {
   m4j_error error; /* what m4j_advance would have returned and written; code M4J_OK: the sequences have advanced */
 } m4j_completion;
 
-/* Takes the next completion, waiting for it without using the processor: for up to timeout_ms, for ever if that is
- * negative. M4J_ERR_BUSY: none within that time; M4J_ERR_EXHAUSTED: the queue is closed, and none will come. Any number
- * of threads may wait. */
+/* Takes the next completion, waiting for it without using the processor: for up to timeout_ms, 1,000,000,000 at most,
+ * for ever if that is negative. M4J_ERR_BUSY: none within that time; M4J_ERR_EXHAUSTED: the queue is closed, and none
+ * will come. Any number of threads may wait. */
 M4J_API m4j_status m4j_queue_next(m4j_queue* queue, int64_t timeout_ms, m4j_completion* out, m4j_error* err);
 
 /* ---- Operations on caller-owned memory ------------------------------------------------------------------------- */

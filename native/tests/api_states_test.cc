@@ -63,12 +63,14 @@ TEST_F(ApiStatesTest, StaleHandleIsRefusedByEveryCall) {
   ASSERT_EQ(m4j_slot_release(states.get(), stale, &err), M4J_OK);
   const m4j_slot next = take(states);  // most likely in the same place
   EXPECT_NE(next, stale);
+  const StatesPtr others = make_states(model);
+  const m4j_slot foreign = take(others);
   const StateCopy before = read_state(states, next, tiny);
 
   std::vector<char> bytes(static_cast<size_t>(m4j_slot_export_size(model.get())));
   const int64_t size = static_cast<int64_t>(bytes.size());
   int64_t position = -7;
-  for (const m4j_slot bad : {stale, m4j_slot{0}, m4j_slot{0xffffffffffffffff}, next + 1}) {
+  for (const m4j_slot bad : {stale, foreign, m4j_slot{0}, m4j_slot{0xffffffffffffffff}, next + 1}) {
     m4j_states* s = states.get();
     expect_error(m4j_slot_release(s, bad, &err), M4J_ERR_STALE_SLOT, {"slot"});
     expect_error(m4j_slot_reset(s, bad, &err), M4J_ERR_STALE_SLOT, {"slot"});

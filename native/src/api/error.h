@@ -3,6 +3,7 @@
 
 #include <exception>
 #include <new>
+#include <stdexcept>
 #include <system_error>
 
 #include "mamba4j.h"
@@ -22,6 +23,8 @@ m4j_status guarded(m4j_error* err, Body&& body) noexcept {
     return report(err, e.code, e.message);
   } catch (const std::bad_alloc&) {
     return report(err, M4J_ERR_OUT_OF_MEMORY, "out of memory: the system refused an allocation");
+  } catch (const std::length_error&) {  // of a vector
+    return report(err, M4J_ERR_OUT_OF_MEMORY, "out of memory: more was asked for than can be addressed");
   } catch (const std::system_error& e) {  // threads, locks
     return report(err, M4J_ERR_OUT_OF_MEMORY, e.what());
   } catch (const std::exception& e) {

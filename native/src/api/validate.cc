@@ -158,7 +158,7 @@ void check_contiguous(Tensor tensor) {
       fail(M4J_ERR_INVALID_ARGUMENT, "%s: stride of dimension %d is %lld, expected %lld (contiguous)", tensor.name, i,
            static_cast<long long>(tensor.t.strides[i]), static_cast<long long>(expected));
     }
-    expected *= tensor.t.shape[i];
+    if (__builtin_mul_overflow(expected, tensor.t.shape[i], &expected)) expected = INT64_MAX;
   }
 }
 

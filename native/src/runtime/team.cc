@@ -116,7 +116,8 @@ void Team::barrier() {
   const uint32_t epoch = barrier_epoch_.load(std::memory_order_acquire);
   if (barrier_arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
     barrier_arrived_.store(0, std::memory_order_relaxed);
-    barrier_epoch_.store(epoch + 1, std::memory_order_release);
+    // A store could still be on its way when notify_all looks whether anybody waits.
+    barrier_epoch_.fetch_add(1, std::memory_order_acq_rel);
     barrier_epoch_.notify_all();
   } else {
     wait_for_change(barrier_epoch_, epoch, kBarrierSpins);

@@ -1,6 +1,7 @@
 #include "state/states.h"
 
 #include <algorithm>
+#include <atomic>
 #include <functional>
 
 #include "runtime/checked.h"
@@ -11,10 +12,17 @@ namespace {
 
 constexpr int64_t kMaxIndex = UINT32_MAX;
 
-// generation << 32 | index; generations start at 1, so 0 is no handle.
+// generation << 32 | index; no generation is 0, so 0 is no handle.
 uint32_t index_of(m4j_slot handle) { return static_cast<uint32_t>(handle); }
 uint32_t generation_of(m4j_slot handle) { return static_cast<uint32_t>(handle >> 32); }
 m4j_slot make_handle(uint32_t generation, uint32_t index) { return static_cast<m4j_slot>(generation) << 32 | index; }
+uint32_t generation_after(uint32_t generation) { return generation == UINT32_MAX ? 1 : generation + 1; }
+
+// Far from those of the process's other pools, so that their handles do not fit.
+uint32_t first_generation() {
+  static std::atomic<uint32_t> pools = 0;
+  return std::max(1u, pools.fetch_add(1, std::memory_order_relaxed) * 0x9e3779b1u);
+}
 
 // Slot 0 of the GPU's pool is not for sequences.
 int64_t cuda_slot_of(m4j_slot handle) { return int64_t{index_of(handle)} + 1; }
@@ -30,7 +38,8 @@ struct Name {
 }  // namespace
 
 States::States(std::shared_ptr<const Model> model, int64_t max_slots)
-    : model_(std::move(model)), max_slots_(max_slots == 0 ? kMaxIndex : std::min(max_slots, kMaxIndex)) {
+    : model_(std::move(model)), max_slots_(max_slots == 0 ? kMaxIndex : std::min(max_slots, kMaxIndex)),
+      first_generation_(first_generation()) {
   if (model_->gpu != nullptr) {
     const Engine::Turn turn(*model_->engine);
     CudaDevice::call(model_->engine->gpu->api.states_create, model_->gpu, max_slots, &gpu_);
@@ -72,6 +81,7 @@ m4j_slot States::take() {
       }
       if (free_.capacity() <= slots_.size()) free_.reserve(2 * slots_.size() + 1);
       slots_.emplace_back();
+      slots_.back().generation = first_generation_;
       free_.push_back(static_cast<uint32_t>(slots_.size() - 1));
     }
     const uint32_t index = free_.back();
@@ -108,8 +118,9 @@ void States::release(m4j_slot handle) {
   slot.taken = false;
   --taken_;
   // A slot whose generations are used up stays unused, or an old handle would fit again.
-  if (slot.generation != UINT32_MAX) {
-    ++slot.generation;
+  const uint32_t next = generation_after(slot.generation);
+  if (next != first_generation_) {
+    slot.generation = next;
     free_.push_back(index_of(handle));
   }
 }

@@ -65,7 +65,7 @@ class States {
 
  private:
   struct Slot {
-    uint32_t generation = 1;
+    uint32_t generation = 0;
     bool taken = false;
     const Lease* user = nullptr;  // the call that uses it now
     int64_t position = 0;
@@ -77,6 +77,7 @@ class States {
 
   const std::shared_ptr<const Model> model_;
   const int64_t max_slots_;
+  const uint32_t first_generation_;
   std::mutex mutex_;
   Vector<Slot> slots_;
   Vector<uint32_t> free_;  // indices of slots_; has room for all of them, so that release cannot fail

@@ -270,6 +270,8 @@ std::vector<TinyOptions> decode_options() {
   for (const int32_t family : {M4J_MAMBA1, M4J_FALCON_MAMBA}) {
     for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
       all.push_back({.family = family, .dtype = dtype, .even = true, .deep = true});
+      // More rows of x_proj than multiprocessors, and few enough channels for several sequences.
+      all.push_back({.family = family, .dtype = dtype, .d_inner = 1024, .even = true, .deep = true});
     }
   }
   return all;

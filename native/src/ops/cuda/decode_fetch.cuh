@@ -69,7 +69,7 @@ __device__ void DecodeStep<W, S, kMamba2, kTokens>::add() {
     const unsigned tag = tag_of(layer);
 #pragma unroll 1
     for (int first = 0; first < smalls.count; first += kRows) {
-      const int count = min(kSumsAtOnce, (smalls.count - first) * tokens());
+      const int count = min(kRows, smalls.count - first) * tokens();
       const Packet* from = e.parts + (smalls.begin + first) * tokens() * parts;
       float sums[kSumsAtOnce] = {};
 #pragma unroll 1

@@ -119,10 +119,10 @@ struct Device {
 // stages is 0 if the model does not fit.
 inline SharedLayout shared_layout(const DecodeStepArgs& a, const Device& device) {
   SharedLayout l{};
-  int used = 0;
+  int64_t used = 0;
   const auto take = [&](int64_t bytes) {
-    const int offset = used;
-    used += static_cast<int>((bytes + 127) / 128 * 128);
+    const auto offset = static_cast<int>(used);
+    used += (bytes + 127) / 128 * 128;
     return offset;
   };
   const int shift = tokens_shift(a.tokens), element = static_cast<int>(dtype_bytes(a.dtype, 1));
@@ -146,7 +146,8 @@ inline SharedLayout shared_layout(const DecodeStepArgs& a, const Device& device)
   l.small = take(int64_t{a.tokens} * small_stride(a) * 4);
   l.fragments = take(int64_t{kWarps} * l.warp_chunks * a.tokens * kFragment);
   l.barriers = take(kMaxStages * 8 + kWarps * 4);
-  l.ring = used;
+  if (used > device.shared_bytes) return l;
+  l.ring = static_cast<int>(used);
 
   const int model = row_pitch(a.d_model * element), inner = row_pitch(a.d_inner * element);
   const int x_proj = a.mamba2 ? 0 : row_pitch(small_size(a) * element);

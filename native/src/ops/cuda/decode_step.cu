@@ -1,5 +1,7 @@
 #include "ops/cuda/decode_step.h"
 
+#include <algorithm>
+
 #include "ops/cuda/chain.cuh"
 #include "ops/cuda/decode_fetch.cuh"
 #include "ops/cuda/decode_products.cuh"
@@ -72,6 +74,8 @@ void with_launch(DecodeStepArgs a, Body&& body) {
 
 bool decode_step_fits(const DecodeStepArgs& a) {
   const Device device = Device::current();
+  const int64_t rows = std::max({a.vocab_size, a.d_inner, a.d_model});  // see Share
+  if (rows * device.multiprocessors > INT32_MAX) return false;
   const bool sizes = a.mamba2 ? a.n_groups <= kWarps : a.dt_rank_padded <= kMaxRank && a.d_state <= kMaxScanState;
   return a.tokens <= kMaxDecodeTokens && (a.tokens == 1 || a.tokens * a.d_inner <= kMaxHandedOver) &&
          a.d_conv <= kMaxConv && sizes &&
@@ -86,7 +90,8 @@ int64_t decode_step_workspace(const DecodeStepArgs& a) {
 
 void decode_step(const DecodeStepArgs& a, cudaStream_t stream) {
   with_launch(a, [&](const void* kernel, dim3 blocks, dim3 threads, unsigned bytes, void** arguments) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+    // Not `bytes`: captured steps of other shapes may need more.
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Device::current().shared_bytes),
           "decode_step");
     check(cudaLaunchCooperativeKernel(kernel, blocks, threads, arguments, bytes, stream), "decode_step");
   });

@@ -32,7 +32,7 @@ inline double ssd_delta(const SsdArgs& a, int64_t t, int64_t h) {
   double dt = a.dt[t * a.ld_dt + h];
   if (a.dt_bias) dt += a.dt_bias[h];
   if (a.dt_softplus) dt = softplus(dt);
-  return std::fmin(std::fmax(dt, a.dt_min), a.dt_max);
+  return dt < a.dt_min ? a.dt_min : dt > a.dt_max ? a.dt_max : dt;  // NaN stays
 }
 
 }  // namespace m4j::reference
