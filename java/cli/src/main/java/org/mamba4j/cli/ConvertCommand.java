@@ -81,7 +81,10 @@ final class ConvertCommand extends CliCommand {
   @Option(names = "--out", required = true, paramLabel = "DIR", description = "Folder to write to; made if missing.")
   Path out;
 
-  @Option(names = "--force", description = "Replace files that exist already.", defaultValue = "false")
+  @Option(
+      names = "--force",
+      description = "Replace the files of a model that exist already, and remove what the new one does not have.",
+      defaultValue = "false")
   boolean force;
 
   @Override
@@ -95,7 +98,7 @@ final class ConvertCommand extends CliCommand {
     }
     List<String> companions = COMPANIONS.stream().filter(name -> Files.isRegularFile(folder.resolve(name))).toList();
     Optional<byte[]> vocabulary = companions.contains(TOKENIZER) ? Optional.empty() : Tokenizer.jsonOfGguf(source);
-    checkPlace(quantised, companions, vocabulary.isPresent());
+    checkPlace(quantised);
     Path written = out.resolve(quantised ? GGUF : SAFETENSORS);
     int count;
     try (Checkpoint checkpoint = Checkpoint.open(source)) {
@@ -112,11 +115,16 @@ final class ConvertCommand extends CliCommand {
     if (vocabulary.isPresent()) {
       Files.write(out.resolve(TOKENIZER), vocabulary.get());
     }
+    for (String name : COMPANIONS) { // another model's
+      if (!companions.contains(name) && !(name.equals(TOKENIZER) && vocabulary.isPresent())) {
+        Files.deleteIfExists(out.resolve(name));
+      }
+    }
     out().printf("%s: %d tensors, %s%n", written, count, Text.bytes(Files.size(written)));
     return 0;
   }
 
-  private void checkPlace(boolean quantised, List<String> companions, boolean vocabulary) throws IOException {
+  private void checkPlace(boolean quantised) throws IOException {
     if (quantised) {
       refuseOtherModels();
     }
@@ -124,10 +132,7 @@ final class ConvertCommand extends CliCommand {
       return;
     }
     var names = new ArrayList<>(quantised ? List.of(GGUF) : List.of(SAFETENSORS, CONFIG));
-    names.addAll(companions);
-    if (vocabulary) {
-      names.add(TOKENIZER);
-    }
+    names.addAll(COMPANIONS);
     for (String name : names) {
       if (Files.exists(out.resolve(name))) {
         throw new IOException(out.resolve(name) + " exists already; --force replaces it");

@@ -22,10 +22,14 @@ final class OutputFiles {
   private OutputFiles() {}
 
   /**
-   * Writes a file beside its place under another name, flushes it to disk and moves it. An existing file is replaced;
-   * readers that have it mapped keep the old one.
+   * Writes a file beside its place under another name, flushes it to disk and moves it. An existing file is replaced,
+   * also one behind a link; readers that have it mapped keep the old one. What is no file, such as a device, is refused.
    */
-  static void replace(Path path, Content content) throws IOException {
+  static void replace(Path place, Content content) throws IOException {
+    Path path = Files.isSymbolicLink(place) ? place.toRealPath() : place;
+    if (Files.exists(path) && !Files.isRegularFile(path)) {
+      throw new IOException(place + " is not a file, which it would be replaced by");
+    }
     Path partial = path.resolveSibling("." + path.getFileName() + "." + UUID.randomUUID() + ".partial");
     try {
       try (var out = FileChannel.open(partial, StandardOpenOption.CREATE_NEW, StandardOpenOption.WRITE)) {

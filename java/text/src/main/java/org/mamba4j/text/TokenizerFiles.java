@@ -43,7 +43,7 @@ record TokenizerFiles(int vocabSize, BitSet special, Set<Integer> endTokens) {
   static TokenizerFiles read(Path gguf, byte[] json) throws IOException {
     Vocabulary vocabulary = new Vocabulary(gguf);
     parse(gguf, new ByteArrayInputStream(json), vocabulary::field);
-    return new TokenizerFiles(vocabulary.highestId + 1, vocabulary.special, Set.of());
+    return new TokenizerFiles(vocabulary.highestId + 1, vocabulary.special, Set.copyOf(endTokens(gguf)));
   }
 
   /** Of a tokenizer.json and the files beside it. */
@@ -54,7 +54,7 @@ record TokenizerFiles(int vocabSize, BitSet special, Set<Integer> endTokens) {
       throw new IOException(file + ": no vocabulary found; expected model.vocab");
     }
     Path folder = file.toAbsolutePath().getParent();
-    Set<Integer> ends = new HashSet<>(endTokens(folder));
+    Set<Integer> ends = endTokens(folder);
     Path config = folder.resolve(TOKENIZER_CONFIG);
     if (Files.isRegularFile(config)) {
       parse(config, (name, parser) -> {
@@ -67,10 +67,11 @@ record TokenizerFiles(int vocabSize, BitSet special, Set<Integer> endTokens) {
     return new TokenizerFiles(vocabulary.highestId + 1, vocabulary.special, Set.copyOf(ends));
   }
 
-  /** eos_token_id of generation_config.json: a number, a list of numbers, or absent. */
-  static Set<Integer> endTokens(Path folder) throws IOException {
+  /** eos_token_id of the model's generation_config.json: a number, a list of numbers, or absent. */
+  static Set<Integer> endTokens(Path model) throws IOException {
     Set<Integer> ends = new HashSet<>();
-    Path file = folder.resolve(GENERATION_CONFIG);
+    Path file =
+        Files.isRegularFile(model) ? model.resolveSibling(GENERATION_CONFIG) : model.resolve(GENERATION_CONFIG);
     if (Files.isRegularFile(file)) {
       parse(file, (name, parser) -> {
         if (!name.equals("eos_token_id")) {

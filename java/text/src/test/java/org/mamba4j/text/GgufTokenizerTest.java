@@ -138,6 +138,12 @@ class GgufTokenizerTest {
         assertEquals(expected.decode(ids), found.decode(ids));
       }
     }
+    Files.writeString(folder.resolve("generation_config.json"), "{\"eos_token_id\": 7}");
+    for (Path model : List.of(path, folder)) {
+      try (Tokenizer found = Tokenizer.load(model)) {
+        assertEquals(Set.of(7), found.endTokens());
+      }
+    }
   }
 
   @Test

@@ -234,6 +234,23 @@ class CommandLineTest {
   }
 
   @Test
+  void convertLeavesNothingOfAnotherModel() {
+    Path converted = temp.resolve("other");
+    assertEquals(0, run("convert", "--model", DEMO, "--out", converted).code());
+    assertTrue(Files.exists(converted.resolve("tokenizer.json")));
+    Path other = Goldens.folder("mamba1-tied");
+    assertFalse(Files.exists(other.resolve("tokenizer.json")));
+    assertEquals(0, run("convert", "--model", other, "--out", converted, "--force").code());
+    assertFalse(Files.exists(converted.resolve("tokenizer.json")));
+  }
+
+  @Test
+  void outputsReplaceFilesOnly() throws IOException {
+    Path folder = Files.createDirectory(temp.resolve("folder.safetensors"));
+    run("logits", "--model", DEMO, "--ids", "1,2", "--out", folder).assertError("folder.safetensors", "not a file");
+  }
+
+  @Test
   void aPromptMayBeginWithAt() {
     assertEquals(0, run("generate", "--model", DEMO, "--prompt", "@Override", "--max-new-tokens", 1).code());
   }
