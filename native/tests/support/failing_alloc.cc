@@ -29,5 +29,6 @@ FailingAlloc::~FailingAlloc() { failing = false; }
 
 }  // namespace m4j::test
 
-// The address sanitizer ends a process that asks for more memory than there can be, unless it is told to refuse it.
+// Sanitizers end a process that asks for more memory than there can be, unless they are told to refuse it.
 extern "C" const char* __asan_default_options() { return "allocator_may_return_null=1"; }
+extern "C" const char* __tsan_default_options() { return "allocator_may_return_null=1"; }
