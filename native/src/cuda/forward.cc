@@ -35,12 +35,7 @@ int64_t layout(const Model& m, const Segments& bound, char* workspace, Activatio
 
   int64_t op = c.is_mamba2() ? ssd_chunk_workspace(c.n_heads, c.headdim, c.d_state, c.n_groups, bound)
                              : selective_scan_workspace(c.d_inner, c.d_state, bound);
-  // Layers may be stored in different types.
-  const auto allow_for = [&](const DeviceMatrix& matrix) { op = std::max(op, linear_workspace(matrix, m.dtype, tokens)); };
-  allow_for(m.lm_head);
-  for (const Layer& l : m.layers) {
-    for (const DeviceMatrix* matrix : {&l.in_proj, &l.x_proj, &l.dt_proj, &l.out_proj}) allow_for(*matrix);
-  }
+  op = std::max(op, linear_workspace(m.neediest, m.dtype, tokens));
   act->op.bytes = op;
   take(act->op.data, op);
   return used;
@@ -127,7 +122,7 @@ class Mixer {
                          .ld_out = E,
                          .workspace = act_.op,
                          .state_type = c_.ssm_type()};
-    if (batch_.segments.longest <= kSsdStepTokens || c_.d_state > kMaxDState) {
+    if (ssd_in_steps(batch_.segments.longest, c_.d_state)) {
       ssd_step(ssd, stream_);
     } else {
       // The norm of a whole row is a scale, which may follow out_proj if nothing is added there.

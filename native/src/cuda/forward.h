@@ -11,6 +11,8 @@ namespace m4j::cuda {
 
 // As on the CPU: up to this many tokens a sequence the matrix form of the SSD does more work than it saves.
 constexpr int64_t kSsdStepTokens = 4;
+// Whether sequences of up to so many tokens take ssd_step, not ssd_chunk.
+inline bool ssd_in_steps(int64_t longest, int64_t d_state) { return longest <= kSsdStepTokens || d_state > kMaxDState; }
 
 // What a pass reads and writes; all in GPU memory.
 struct Batch {

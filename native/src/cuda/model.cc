@@ -172,6 +172,13 @@ Model::Model(Engine& engine_, const m4j::Model& host)
   Uploader upload(engine, dtype, memory_.data(), staging.data());
   walk(upload);
 
+  const auto workspace = [&](const DeviceMatrix& m) { return linear_workspace(m, dtype, INT64_MAX); };
+  neediest = lm_head;
+  for (const Layer& l : layers) {
+    for (const DeviceMatrix& m : {l.in_proj, l.x_proj, l.dt_proj, l.out_proj}) {
+      if (workspace(m) > workspace(neediest)) neediest = m;
+    }
+  }
   prepare_decode();
   engine.wait();
 }

@@ -45,6 +45,7 @@ class Model {
   const float* norm_f = nullptr;
   DeviceMatrix lm_head;
   std::vector<Layer> layers;
+  DeviceMatrix neediest;  // the one whose products need the most workspace: layers may be stored in different types
 
   int64_t proj_ld() const {
     return config.is_mamba2() ? 2 * config.d_inner + 2 * config.n_groups * config.d_state + padded(config.n_heads)

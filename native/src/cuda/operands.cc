@@ -13,7 +13,7 @@ constexpr int64_t kMostSequences = 1 << 14;    // in one launch
 constexpr int64_t kCutTokens = 1 << 10;
 constexpr int64_t kRowAlignment = 8;           // elements: vectors of any kernel
 
-int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+int64_t round_up(int64_t n, int64_t to) { return checked_add(n, to - 1) / to * to; }
 
 // Elements [begin, begin + count) of a dimension.
 Array slice(Array a, int dim, int64_t begin, int64_t count) {
@@ -172,7 +172,7 @@ void Parameter::load(cudaStream_t stream) const {
 const float* Parameter::data() const { return packed_ ? scratch_ : static_cast<const float*>(view_.data); }
 
 Slots::Slots(const m4j_tensor& initial, const m4j_tensor& last, std::initializer_list<int> dims, int64_t floats)
-    : stride_(round_up(checked_mul(floats, 4) / 4, kRowAlignment)) {
+    : stride_(round_up(floats, kRowAlignment)) {
   // The batch is dimension 0 of the arrays, wherever the others begin.
   const auto view = [&](const m4j_tensor& t) {
     Array a = array_of(t, dims);

@@ -140,7 +140,7 @@ void run(Engine& engine, const m4j_ssd_args& a) {
   int64_t row_bytes = 0, op_bytes = 0;
   for (const Rows* rows : {&x, &dt, &out, &B, &C}) row_bytes += rows->packed_row_bytes();
   const std::vector<Part> parts = cut(batch, L, row_bytes);
-  const auto in_steps = [&](const Part& part) { return part.tokens <= kSsdStepTokens || N > kMaxDState; };
+  const auto in_steps = [&](const Part& part) { return ssd_in_steps(part.tokens, N); };
   for (const Part& part : parts) {
     if (!in_steps(part)) op_bytes = std::max(op_bytes, ssd_chunk_workspace(H, P, N, G, bound_of(part)));
   }

@@ -16,7 +16,6 @@ constexpr int64_t kMaxIndex = UINT32_MAX;
 uint32_t index_of(m4j_slot handle) { return static_cast<uint32_t>(handle); }
 uint32_t generation_of(m4j_slot handle) { return static_cast<uint32_t>(handle >> 32); }
 m4j_slot make_handle(uint32_t generation, uint32_t index) { return static_cast<m4j_slot>(generation) << 32 | index; }
-uint32_t generation_after(uint32_t generation) { return generation == UINT32_MAX ? 1 : generation + 1; }
 
 // Far from those of the process's other pools, so that their handles do not fit.
 uint32_t first_generation() {
@@ -118,7 +117,7 @@ void States::release(m4j_slot handle) {
   slot.taken = false;
   --taken_;
   // A slot whose generations are used up stays unused, or an old handle would fit again.
-  const uint32_t next = generation_after(slot.generation);
+  const uint32_t next = std::max(1u, slot.generation + 1);
   if (next != first_generation_) {
     slot.generation = next;
     free_.push_back(index_of(handle));

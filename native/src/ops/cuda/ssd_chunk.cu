@@ -172,7 +172,7 @@ auto with_padded_state(int64_t d_state, Body&& body) {
 }  // namespace
 
 bool ssd_chunk_gates(const SsdArgs& a) {
-  if (a.dtype != DType::kBF16 || a.d_state > 256 || !has_vectors(a)) return false;
+  if (a.dtype != DType::kBF16 || a.d_state > kMaxDState || !has_vectors(a)) return false;
   return with_padded_state(a.d_state, [&](auto n) {
     const Kernel k = gated_kernel<n()>();
     return runs_hopper_products(k) && fits(k);
@@ -187,9 +187,9 @@ int64_t ssd_chunk_workspace(int64_t heads, int64_t headdim, int64_t d_state, int
 }
 
 void ssd_chunk(const SsdArgs& a, cudaStream_t stream) {
-  if (a.d_state > 256) {
-    fail(M4J_ERR_UNSUPPORTED, "ssd_chunk: d_state %lld on the GPU, expected at most 256",
-         static_cast<long long>(a.d_state));
+  if (a.d_state > kMaxDState) {
+    fail(M4J_ERR_UNSUPPORTED, "ssd_chunk: d_state %lld on the GPU, expected at most %lld",
+         static_cast<long long>(a.d_state), static_cast<long long>(kMaxDState));
   }
   if (a.z != nullptr && !ssd_chunk_gates(a)) fail(M4J_ERR_INTERNAL, "ssd_chunk: takes no z here");
   if (a.segments.tokens == 0) return;

@@ -96,8 +96,8 @@ final class ConvertCommand extends CliCommand {
     if (Files.isSameFile(folder, out)) {
       throw new IOException("--out is the model's own folder, " + folder);
     }
-    List<String> companions = COMPANIONS.stream().filter(name -> Files.isRegularFile(folder.resolve(name))).toList();
-    Optional<byte[]> vocabulary = companions.contains(TOKENIZER) ? Optional.empty() : Tokenizer.jsonOfGguf(source);
+    Optional<byte[]> vocabulary =
+        Files.isRegularFile(folder.resolve(TOKENIZER)) ? Optional.empty() : Tokenizer.jsonOfGguf(source);
     checkPlace(quantised);
     Path written = out.resolve(quantised ? GGUF : SAFETENSORS);
     int count;
@@ -109,16 +109,15 @@ final class ConvertCommand extends CliCommand {
         writeSafetensors(written, checkpoint);
       }
     }
-    for (String name : companions) {
-      Files.copy(folder.resolve(name), out.resolve(name), StandardCopyOption.REPLACE_EXISTING);
+    for (String name : COMPANIONS) {
+      if (Files.isRegularFile(folder.resolve(name))) {
+        Files.copy(folder.resolve(name), out.resolve(name), StandardCopyOption.REPLACE_EXISTING);
+      } else {
+        Files.deleteIfExists(out.resolve(name)); // another model's
+      }
     }
     if (vocabulary.isPresent()) {
       Files.write(out.resolve(TOKENIZER), vocabulary.get());
-    }
-    for (String name : COMPANIONS) { // another model's
-      if (!companions.contains(name) && !(name.equals(TOKENIZER) && vocabulary.isPresent())) {
-        Files.deleteIfExists(out.resolve(name));
-      }
     }
     out().printf("%s: %d tensors, %s%n", written, count, Text.bytes(Files.size(written)));
     return 0;

@@ -43,9 +43,7 @@ public final class Tokenizer implements AutoCloseable {
   }
 
   private static Path file(Path model) {
-    return Files.isRegularFile(model)
-        ? model.resolveSibling(TokenizerFiles.TOKENIZER)
-        : model.resolve(TokenizerFiles.TOKENIZER);
+    return TokenizerFiles.of(model, TokenizerFiles.TOKENIZER);
   }
 
   /**

@@ -39,6 +39,11 @@ record TokenizerFiles(int vocabSize, BitSet special, Set<Integer> endTokens) {
       .streamReadConstraints(StreamReadConstraints.builder().maxNestingDepth(200).build())
       .build();
 
+  /** A file of a model that is a folder or a file. */
+  static Path of(Path model, String name) {
+    return Files.isRegularFile(model) ? model.resolveSibling(name) : model.resolve(name);
+  }
+
   /** Of a GGUF file whose vocabulary is {@code json}. */
   static TokenizerFiles read(Path gguf, byte[] json) throws IOException {
     Vocabulary vocabulary = new Vocabulary(gguf);
@@ -70,8 +75,7 @@ record TokenizerFiles(int vocabSize, BitSet special, Set<Integer> endTokens) {
   /** eos_token_id of the model's generation_config.json: a number, a list of numbers, or absent. */
   static Set<Integer> endTokens(Path model) throws IOException {
     Set<Integer> ends = new HashSet<>();
-    Path file =
-        Files.isRegularFile(model) ? model.resolveSibling(GENERATION_CONFIG) : model.resolve(GENERATION_CONFIG);
+    Path file = of(model, GENERATION_CONFIG);
     if (Files.isRegularFile(file)) {
       parse(file, (name, parser) -> {
         if (!name.equals("eos_token_id")) {
