@@ -101,7 +101,8 @@ TEST_F(CudaSelectiveScan, RaggedBatchesOfAnySize) {
     int64_t d_inner, d_state, n_groups;
   };
   const Ragged batch({1, 37, 2, 1, 301, 16, 17, 5, 33}, random);
-  for (const Shape& s : {Shape{1, 1, 1}, Shape{207, 16, 1}, Shape{130, 16, 1}, Shape{31, 7, 1}, Shape{64, 16, 4},
+  for (const Shape& s : {Shape{1, 1, 1}, Shape{207, 16, 1}, Shape{130, 16, 1}, Shape{128, 16, 1},
+                         Shape{128, 16, 2}, Shape{31, 7, 1}, Shape{64, 16, 4},
                          Shape{69, 13, 3}, Shape{66, 20, 2}, Shape{130, 33, 2}, Shape{36, 64, 1}, Shape{22, 128, 1},
                          Shape{18, 130, 2}, Shape{20, 256, 1}}) {
     for (DType dtype : kDTypes) {
@@ -119,7 +120,7 @@ TEST_F(CudaSelectiveScan, ManyShortSegments) {
     for (int64_t i = 0; i < count; ++i) lengths.push_back(random.ids(1, 70)[0] + 1);
     const Ragged batch(lengths, random);
     for (const auto& [d_inner, d_state, n_groups] :
-         {std::tuple<int64_t, int64_t, int64_t>{74, 16, 1}, {130, 7, 1}, {69, 13, 3}}) {
+         {std::tuple<int64_t, int64_t, int64_t>{74, 16, 1}, {128, 16, 1}, {130, 7, 1}, {69, 13, 3}}) {
       for (DType dtype : kDTypes) {
         if (random.left_out()) continue;
         SCOPED_TRACE(std::to_string(count) + " segments, " + name_of(dtype) + ", E " + std::to_string(d_inner) +
@@ -206,14 +207,49 @@ TEST_F(CudaSelectiveScan, EveryCombinationOfOptions) {
 // Few channels, many tokens: chunks. Some forget early, others never.
 TEST_F(CudaSelectiveScan, LongSequencesInChunks) {
   const Ragged batch({3000, 1, 128, 129, 5011, 300}, random);
-  for (int64_t d_state : {3, 16, 24, 40}) {
+  for (const auto& [d_inner, d_state, dtype] :
+       {std::tuple<int64_t, int64_t, DType>{74, 3, DType::kF32}, {74, 16, DType::kF32}, {74, 24, DType::kF32},
+        {74, 40, DType::kF32}, {128, 16, DType::kF32}, {128, 16, DType::kBF16}}) {
     for (float slowest : {-0.01f, -1e-4f, 0.0f}) {
-      SCOPED_TRACE("N " + std::to_string(d_state) + ", A up to " + std::to_string(slowest));
-      Problem problem(random, DType::kF32, batch, 74, d_state, 1);
-      for (size_t i = 0; i < problem.A.size(); ++i) problem.A[i] = i % 74 % 5 == 0 ? slowest : problem.A[i] * 3;
-      problem.delta_bias.assign(74, slowest == 0 ? -9.0f : -5.0f);
-      ASSERT_GT(selective_scan_workspace(74, d_state, batch.segments()), 0);
+      if (random.left_out()) continue;
+      SCOPED_TRACE(name_of(dtype) + ", E " + std::to_string(d_inner) + ", N " + std::to_string(d_state) + ", A up to " +
+                   std::to_string(slowest));
+      Problem problem(random, dtype, batch, d_inner, d_state, 1);
+      for (size_t i = 0; i < problem.A.size(); ++i) {
+        problem.A[i] = i % static_cast<size_t>(d_inner) % 5 == 0 ? slowest : problem.A[i] * 3;
+      }
+      problem.delta_bias.assign(static_cast<size_t>(d_inner), slowest == 0 ? -9.0f : -5.0f);
+      ASSERT_GT(selective_scan_workspace(d_inner, d_state, batch.segments()), 0);
       problem.expect_correct(batch);
+    }
+  }
+}
+
+// As many blocks as run at a time and more: chunks take turns. Most sequences end in the first.
+TEST_F(CudaSelectiveScan, ChunksInTurn) {
+  int processors = 0;
+  must(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, 0));
+  struct Shape {
+    int64_t d_inner, d_state, n_groups;
+    double blocks;  // of a multiprocessor
+  };
+  for (const Shape& s : {Shape{64, 16, 1, 4.3}, Shape{64, 16, 1, 2.4}, Shape{61, 16, 1, 4.3}, Shape{50, 11, 1, 2.4},
+                         Shape{192, 16, 3, 4.3}, Shape{30, 20, 1, 4.3}, Shape{15, 40, 1, 3.3}}) {
+    for (DType dtype : kDTypes) {
+      if (random.left_out()) continue;
+      SCOPED_TRACE(name_of(dtype) + ", E " + std::to_string(s.d_inner) + ", N " + std::to_string(s.d_state) + ", " +
+                   std::to_string(s.blocks) + " blocks");
+      std::vector<int64_t> lengths = {1025, 512, 600, 256, 257, 272, 273};
+      while (static_cast<double>(lengths.size()) < s.blocks * processors / static_cast<double>(s.n_groups)) {
+        lengths.push_back(random.ids(1, 9)[0] + 1);
+      }
+      const Ragged batch(lengths, random);
+      const Problem problem(random, dtype, batch, s.d_inner, s.d_state, s.n_groups);
+      problem.expect_correct(batch);
+      Problem without = problem;  // in one walk
+      without.workspace_share = 0;
+      ASSERT_GT(selective_scan_workspace(s.d_inner, s.d_state, batch.segments()), 0);
+      expect_same_bits(without.run(batch), problem.run(batch));
     }
   }
 }

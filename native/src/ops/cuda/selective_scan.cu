@@ -2,7 +2,8 @@
 // gives 16 exponentials a clock and multiprocessor; all else is arranged to stay below it (bench/NOTES-gpu.md).
 //
 // Where sequences x channels are too few to fill the GPU, time is cut into chunks: one launch finds what each chunk
-// adds to the state, a second walks all chunks at once, each from the state that the ones before it leave.
+// adds to the state, a second walks all chunks at once, each from the state that the ones before it leave. Where there are
+// more than enough, the chunks of a sequence take turns, so that less is left to the last blocks, which end alone.
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
@@ -96,17 +97,19 @@ __device__ void reduce_scatter(float (&y)[S::lanes][2], int lane) {
 // What each chunk adds to the state, walked from its end: the input of token t is weighted with exp(A sum of the
 // deltas after t). States forget: those whose weights have become negligible in the whole warp are walked no further,
 // and a block without any others ends; the chunk's decay, which is smaller still, is then taken for the one reached.
-template <typename T, typename S>
+// kWhole: see scan_kernel.
+template <typename T, typename S, bool kWhole>
 __global__ void __launch_bounds__(kThreads, S::resident)
-    chunk_ends_kernel(const __grid_constant__ SelectiveScanArgs a, const __grid_constant__ Chunks chunks, bool pairs,
-                      bool quads) {
+    chunk_ends_kernel(const __grid_constant__ SelectiveScanArgs a, const __grid_constant__ Chunks chunks, bool any_pairs,
+                      bool any_quads) {
   constexpr int kAtOnce = 4;  // tokens
   __shared__ alignas(16) float B_tiles[S::bc_buffers][kTile][S::states];
   __shared__ float4 all_steps[kWarps][kTile][S::teams];
-  const Place<S> at(a, chunks);
+  const Place<S> at(a, chunks, blockIdx.x);
   let_next_start();
   wait_for_previous();  // even if no block has anything to do
   if (at.begin >= at.end || at.last_chunk()) return;
+  const bool pairs = kWhole || any_pairs, quads = kWhole || any_quads;
   float4(*steps)[S::teams] = all_steps[at.warp];
 
   float A[S::per_lane][2], h[S::per_lane][2] = {}, sum[2] = {}, bias[2];
@@ -195,14 +198,61 @@ __global__ void __launch_bounds__(kThreads, S::resident)
   }
 }
 
-template <typename T, typename S>
+// Blocks that wait for others of their launch take places in the order in which they begin, so that those have begun.
+__device__ inline unsigned take_place(unsigned* next) {
+  __shared__ unsigned place;
+  if (threadIdx.x == 0) place = atomicAdd(next, 1);
+  __syncthreads();
+  return place;
+}
+
+// The block's states for the one that goes on; `ended` tells how many chunks have.
+template <typename S>
+__device__ void hand_on(float4* to, unsigned* ended, unsigned chunks, const float (&h)[S::per_lane][2]) {
+#pragma unroll
+  for (int i = 0; i < S::per_lane; i += 2) {
+    to[i / 2 * kThreads + threadIdx.x] = make_float4(h[i][0], h[i][1], h[i + 1][0], h[i + 1][1]);
+  }
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) asm volatile("st.release.gpu.u32 [%0], %1;" ::"l"(ended), "r"(chunks) : "memory");
+}
+
+template <typename S>
+__device__ void take_over(const float4* from, const unsigned* ended, unsigned chunks, float (&h)[S::per_lane][2]) {
+  if (threadIdx.x == 0) {
+    unsigned v;
+    do {
+      asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(v) : "l"(ended) : "memory");
+    } while (v < chunks);
+  }
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < S::per_lane; i += 2) {
+    const float4 v = __ldcg(from + i / 2 * kThreads + threadIdx.x);
+    h[i][0] = v.x, h[i][1] = v.y, h[i + 1][0] = v.z, h[i + 1][1] = v.w;
+  }
+}
+
+// kWhole: all states, channels of a block and pairs are there and can be read in one access each.
+template <typename T, typename S, bool kWhole>
 __global__ void __launch_bounds__(kThreads, S::resident)
-    scan_kernel(const __grid_constant__ SelectiveScanArgs a, const __grid_constant__ Chunks chunks, bool pairs,
-                bool quads) {
+    scan_kernel(const __grid_constant__ SelectiveScanArgs a, const __grid_constant__ Chunks chunks, bool any_pairs,
+                bool any_quads) {
   __shared__ alignas(16) float bc_tiles[S::bc_buffers][kTile][2][S::states];
   __shared__ float4 all_steps[kWarps][kTile][S::teams];
-  const Place<S> at(a, chunks);
+  unsigned place = blockIdx.x, item = 0;  // in turn: the row block of a segment
+  if (chunks.in_turn) {
+    wait_for_previous();
+    place = take_place(chunks.next_place);
+    item = place % (gridDim.x / static_cast<unsigned>(chunks.count));
+  }
+  float4* const handed_on = reinterpret_cast<float4*>(chunks.ends) + int64_t{item} * (S::per_lane / 2 * kThreads);
+  unsigned* const ended = chunks.next_place + 1 + item;
+  const Place<S> at(a, chunks, place);
   if (at.begin >= at.end) return;
+  const bool pairs = kWhole || any_pairs, quads = kWhole || any_quads;
+  const int owned = kWhole ? 2 : at.owned;
   float4(*steps)[S::teams] = all_steps[at.warp];
 
   float A[S::per_lane][2], h[S::per_lane][2], bias[2], D[2];
@@ -211,8 +261,10 @@ __global__ void __launch_bounds__(kThreads, S::resident)
   load_channels(a.D, at.channel, at.owned, D);
   let_next_start();
   wait_for_previous();
-  if (at.chunk == 0 && at.last_chunk()) {
+  if (at.chunk == 0 && (chunks.in_turn || at.last_chunk())) {
     load_slot<S>(a, at, pairs, h);
+  } else if (chunks.in_turn) {
+    take_over<S>(handed_on, ended, static_cast<unsigned>(at.chunk), h);
   } else {
     // The slot's state belongs to the block of the last chunk, which replaces it; others have a copy.
     const float* ends = chunks.ends + at.segment * chunks.count * a.d_state * a.d_inner;
@@ -246,11 +298,12 @@ __global__ void __launch_bounds__(kThreads, S::resident)
     z_rows.move(kTile);
     loader.move(kTile * a.ld_bc);
   };
-  const auto tokens_in_tile = [&](int64_t begin) { return static_cast<int>(min(at.end - begin, int64_t{kTile})); };
-  load_tile(tokens_in_tile(at.begin));
+  unsigned tiles = static_cast<unsigned>((at.end - at.begin + kTile - 1) / kTile);
+  const int last_tile = static_cast<int>(at.end - at.begin - (tiles - int64_t{1}) * kTile);
+  load_tile(tiles > 1 ? kTile : last_tile);
   int buffer = 0;
-  for (int64_t begin = at.begin; begin < at.end; begin += kTile, buffer = (buffer + 1) % S::bc_buffers) {
-    const int left = tokens_in_tile(begin);
+  for (; tiles > 0; --tiles, buffer = (buffer + 1) % S::bc_buffers) {
+    const int left = tiles > 1 ? kTile : last_tile;
     if constexpr (S::bc_buffers == 1) __syncthreads();
     loader.store(bc_tiles[buffer][0][0]);
     float delta[S::rounds][2];
@@ -263,7 +316,7 @@ __global__ void __launch_bounds__(kThreads, S::resident)
       gate[r] = next_z[r];
     }
     __syncthreads();
-    load_tile(tokens_in_tile(begin + kTile));
+    load_tile(tiles > 2 ? kTile : tiles == 2 ? last_tile : 0);
 
 #pragma unroll
     for (int r = 0; r < S::rounds; ++r) {
@@ -292,15 +345,19 @@ __global__ void __launch_bounds__(kThreads, S::resident)
       y[0][0] = fmaf(D[0], u[r][0], y[0][0]);
       y[0][1] = fmaf(D[1], u[r][1], y[0][1]);
       if (a.z) {
-        y[0][0] *= silu(gate[r][0]);
-        y[0][1] *= silu(gate[r][1]);
+        y[0][0] *= silu<T>(gate[r][0]);
+        y[0][1] *= silu<T>(gate[r][1]);
       }
-      if (r * S::lanes + at.lane < left) store_pair(out, y[0][0], y[0][1], at.owned, pairs);
+      if (r * S::lanes + at.lane < left) store_pair(out, y[0][0], y[0][1], owned, pairs);
       out += S::lanes * a.ld_out;
     }
     __syncwarp();  // steps are read before they are overwritten
   }
-  if (at.last_chunk()) store_slot<S>(a, at, pairs, h);
+  if (at.last_chunk()) {
+    store_slot<S>(a, at, pairs, h);
+  } else if (chunks.in_turn) {
+    hand_on<S>(handed_on, ended, static_cast<unsigned>(at.chunk) + 1, h);
+  }
 }
 
 // Decode: one token of each segment; a thread has kChannels channels with their states, of several segments so that A
@@ -403,40 +460,70 @@ void launch_step(const SelectiveScanArgs& a, bool quads, cudaStream_t stream) {
                 row_blocks, static_cast<unsigned>(segments), quads);
 }
 
-int64_t workspace_bytes(int64_t d_inner, int64_t d_state, int64_t segments) {  // for each chunk of a segment
-  return segments * (d_state + 1) * d_inner * static_cast<int64_t>(sizeof(float));
-}
+// Numbers of 4 bytes that chunks hand on: states, sums of deltas, the next place and how many chunks have ended.
+struct Layout {
+  int64_t states, sums, counters;
+  int64_t bytes() const { return 4 * (states + sums + counters); }
+};
 
-// One walk over time where it keeps most of the GPU busy, if need be with fewer channels a block. Chunks cost nearly
-// twice the exponentials. Short ones as long as their blocks run all at a time, twice as many where they are long; but
-// where they are so long that they forget most of their tokens, each costs a walk over what it remembers. No more than
-// the workspace holds.
-Chunks plan_chunks(int64_t d_inner, int64_t d_state, const Segments& segments, int64_t bytes) {
-  constexpr int64_t kShortest = 32, kLong = 128, kForgetful = 32768;  // tokens of a chunk
-  constexpr double kMostWide = 0.5, kFewestWide = 0.2, kFewest = 0.3;  // of the blocks that run at a time
-  Chunks chunks = {1, segments.longest, false, nullptr, nullptr};
+struct Plan {
+  Chunks chunks;
+  Layout layout;
+  int64_t blocks;
+};
+
+// One walk over time where it keeps most of the GPU busy, if need be with fewer channels a block; chunks take turns if
+// there are about as many blocks as run at a time, or a few times more. Chunks walked at once cost nearly twice the
+// exponentials. Short ones as long as their blocks run about all at a time, twice as many where they are long; but where
+// they are so long that they forget most of their tokens, each costs a walk over what it remembers. No more than the
+// workspace holds.
+Plan make_plan(int64_t d_inner, int64_t d_state, int64_t n_groups, const Segments& segments, int64_t bytes) {
+  constexpr int64_t kShortest = 32, kShort = 64, kLong = 128, kForgetful = 32768, kTurn = 256;  // tokens of a chunk
+  constexpr int64_t kMostTurns = 8;
+  // Of the blocks that run at a time.
+  constexpr double kFewestWide = 0.25, kMostWide = 0.625, kFewest = 0.3, kEnough = 0.9, kPlenty = 8;
+  const int64_t processors = device_attribute(cudaDevAttrMultiProcessorCount), longest = segments.longest;
+  Plan plan{};
+  Chunks& chunks = plan.chunks;
+  chunks.count = 1;
+  chunks.tokens = longest;
+  const auto divide = [&](int64_t most) {
+    chunks.tokens = ceil_div(ceil_div(longest, most), kTile) * kTile;
+    chunks.count = ceil_div(longest, chunks.tokens);
+  };
   with_shape(d_state, false, [&]<typename S>(S) {
-    const int64_t blocks = segments.count * ceil_div(d_inner, S::channels),
-                  at_once = device_attribute(cudaDevAttrMultiProcessorCount) * S::resident;
+    const int64_t blocks = segments.count * row_blocks<S>(d_inner, n_groups), at_once = processors * S::resident;
     const double share = static_cast<double>(blocks) / static_cast<double>(at_once);
     chunks.wide = S::states == 16 && share >= kFewestWide && share <= kMostWide;
     if (chunks.wide || share >= kFewest) return;
-    const int64_t one_round = at_once / blocks;
-    int64_t most = std::min(one_round, segments.longest / kShortest);
-    const bool forgetful = segments.longest >= one_round * kForgetful;
-    if (!forgetful) most = std::max(most, std::min(2 * at_once / blocks, segments.longest / kLong));
-    most = std::max<int64_t>(std::min(most, bytes / workspace_bytes(d_inner, d_state, segments.count)), 1);
-    chunks.tokens = ceil_div(ceil_div(segments.longest, most), kTile) * kTile;
-    chunks.count = ceil_div(segments.longest, chunks.tokens);
+    const int64_t one_round = at_once / blocks, a_quarter_more = 5 * at_once / (4 * blocks);
+    int64_t most = std::min(longest <= kShort * a_quarter_more ? a_quarter_more : one_round, longest / kShortest);
+    const bool forgetful = longest >= one_round * kForgetful;
+    if (!forgetful) most = std::max(most, std::min(2 * at_once / blocks, longest / kLong));
+    divide(std::max<int64_t>(std::min(most, bytes / (4 * segments.count * (d_state + 1) * d_inner)), 1));
+    if (chunks.count > 1) {
+      const int64_t all = chunks.count * segments.count * d_inner;
+      plan.layout = {.states = all * d_state, .sums = all, .counters = 0};
+    }
   });
-  return chunks;
+  with_shape(d_state, chunks.wide, [&]<typename S>(S) {
+    const int64_t blocks = segments.count * row_blocks<S>(d_inner, n_groups), at_once = processors * S::resident;
+    const double rounds = static_cast<double>(blocks) / static_cast<double>(at_once);
+    const Layout layout = {.states = blocks * S::channels * S::states, .sums = 0, .counters = 1 + blocks};
+    if (chunks.count == 1 && rounds >= kEnough && rounds <= kPlenty && longest >= 2 * kTurn && layout.bytes() <= bytes) {
+      chunks.in_turn = true;
+      divide(std::min(longest / kTurn, kMostTurns));
+      plan.layout = layout;
+    }
+    plan.blocks = blocks * chunks.count;
+  });
+  return plan;
 }
 
 }  // namespace
 
 int64_t selective_scan_workspace(int64_t d_inner, int64_t d_state, const Segments& segments) {
-  const Chunks chunks = plan_chunks(d_inner, d_state, segments, INT64_MAX);
-  return chunks.count == 1 ? 0 : chunks.count * workspace_bytes(d_inner, d_state, segments.count);
+  return make_plan(d_inner, d_state, 1, segments, INT64_MAX).layout.bytes();
 }
 
 void selective_scan(const SelectiveScanArgs& a, cudaStream_t stream) {
@@ -449,19 +536,33 @@ void selective_scan(const SelectiveScanArgs& a, cudaStream_t stream) {
     });
     return;
   }
-  Chunks chunks = plan_chunks(a.d_inner, a.d_state, a.segments, a.workspace.bytes);
+  Plan plan = make_plan(a.d_inner, a.d_state, a.n_groups, a.segments, a.workspace.bytes);
+  Chunks& chunks = plan.chunks;
   chunks.ends = static_cast<float*>(a.workspace.data);
-  chunks.delta_sums = chunks.ends + a.segments.count * chunks.count * a.d_state * a.d_inner;
+  chunks.delta_sums = chunks.ends + plan.layout.states;
+  if (chunks.in_turn) {
+    chunks.next_place = reinterpret_cast<unsigned*>(chunks.delta_sums);
+    check(cudaMemsetAsync(chunks.next_place, 0, static_cast<std::size_t>(plan.layout.counters) * 4, stream),
+          "cudaMemsetAsync");
+  }
+  const LaunchShape shape = {.blocks = plan.blocks, .threads = kThreads};
   with_element_type(a.dtype, [&]<typename T>(T) {
     with_shape(a.d_state, chunks.wide, [&]<typename S>(S) {
-      const int64_t row_blocks = a.n_groups * ceil_div(a.d_inner / a.n_groups, S::channels);
-      const LaunchShape shape = {.blocks = row_blocks * chunks.count * a.segments.count, .threads = kThreads};
-      if constexpr (S::run == 4) {  // the wide shape is not cut into chunks
-        if (chunks.count > 1) {
-          launch_kernel("selective_scan", chunk_ends_kernel<T, Spread<S>>, shape, stream, a, chunks, pairs, quads);
+      const auto launch = [&](auto kernel) {
+        launch_kernel("selective_scan", kernel, shape, stream, a, chunks, pairs, quads);
+      };
+      const auto launch_all = [&]<bool kWhole>() {
+        if constexpr (S::run == 4) {  // the wide shape is not cut into chunks that are walked at once
+          if (chunks.count > 1 && !chunks.in_turn) launch(chunk_ends_kernel<T, Spread<S>, kWhole>);
+        }
+        launch(scan_kernel<T, S, kWhole>);
+      };
+      if constexpr (S::states == 16) {  // of the published models
+        if (pairs && quads && a.d_state == S::states && a.d_inner / a.n_groups % S::channels == 0) {
+          return launch_all.template operator()<true>();
         }
       }
-      launch_kernel("selective_scan", scan_kernel<T, S>, shape, stream, a, chunks, pairs, quads);
+      launch_all.template operator()<false>();
     });
   });
 }

@@ -23,7 +23,7 @@ struct Shape {
   static constexpr int channels = 2 * teams * kWarps;  // of a block
   static constexpr int rounds = kTile / kLanes;        // of a tile: in each, a lane prepares and finishes one token
   // Blocks of a multiprocessor at once, which bounds registers.
-  static constexpr int resident = states <= 16 ? 5 : states <= 32 ? 4 : states <= 128 ? 3 : 2;
+  static constexpr int resident = kPerLane == 2 ? 5 : states <= 32 ? 4 : states <= 128 ? 3 : 2;
   static constexpr int bc_buffers = states > 128 ? 1 : 2;  // two need 64 KiB at 256 states
 
   // Lanes find runs of the states they hold at consecutive places of a row in shared memory: no bank conflicts.
@@ -38,6 +38,7 @@ struct Shape {
 template <typename Base>
 struct Spread : Base {
   static constexpr bool spread = true;
+  static constexpr int resident = Base::states == 16 ? 5 : Base::resident;
   static __device__ int state(int lane, int i) { return i * Base::lanes + lane; }
   static __device__ int position(int n) { return Base::place(n % Base::lanes, n / Base::lanes); }
 };
@@ -52,16 +53,26 @@ void with_shape(int64_t d_state, bool wide, Body&& body) {
   return body(Shape<16, 16>());
 }
 
-// How time is cut, and what chunks hand on: `ends` holds the state before a sequence and then what each chunk but the
-// last adds to it, `delta_sums` the sums of delta over the chunks, which give their decays.
+// How time is cut, and what chunks hand on. Walked at once: `ends` [segments, count, N, E] holds the state before a
+// sequence and then what each chunk but the last adds to it, `delta_sums` [segments, count, E] the sums of delta over
+// the chunks, which give their decays. In turn: `ends` [segments, row blocks, ...] holds the state behind the last chunk
+// that has ended, as threads hold it.
 struct Chunks {
   int64_t count, tokens;
-  bool wide;          // see with_shape
-  float* ends;        // [segments, count, N, E]
-  float* delta_sums;  // [segments, count, E]
+  bool wide;  // see with_shape
+  bool in_turn;
+  float* ends;
+  float* delta_sums;
+  unsigned* next_place;  // in turn; then [segments, row blocks] how many chunks have ended; zeros before the launch
 };
 
-// A block is one range of channels of one chunk of one segment.
+// The blocks of one chunk of one segment.
+template <typename S>
+int64_t row_blocks(int64_t d_inner, int64_t n_groups) {
+  return n_groups * ((d_inner / n_groups + S::channels - 1) / S::channels);
+}
+
+// A block is one range of channels of one chunk of one segment; in turn, first chunks come first.
 template <typename S>
 struct Place {
   int warp, team, lane;
@@ -71,7 +82,7 @@ struct Place {
   int64_t channel;     // the first of the team's two
   int owned;           // how many of them exist
 
-  __device__ Place(const SelectiveScanArgs& a, const Chunks& chunks) {
+  __device__ Place(const SelectiveScanArgs& a, const Chunks& chunks, unsigned place) {
     const int in_warp = threadIdx.x % 32;
     warp = threadIdx.x / 32;
     team = in_warp % S::teams;
@@ -79,13 +90,14 @@ struct Place {
     const unsigned groups = static_cast<unsigned>(a.n_groups);
     const unsigned group_channels = static_cast<unsigned>(a.d_inner) / groups;
     const unsigned group_blocks = (group_channels + S::channels - 1) / S::channels, row_blocks = group_blocks * groups;
-    const unsigned block = blockIdx.x % row_blocks, item = blockIdx.x / row_blocks;
+    const unsigned block = place % row_blocks, item = place / row_blocks;
     const int in_group = block % group_blocks * S::channels + 2 * (warp * S::teams + team);
     group = block / group_blocks;
     owned = max(0, min(2, static_cast<int>(group_channels) - in_group));
     channel = group * group_channels + (owned > 0 ? in_group : 0);  // always one that can be read
-    chunk = item % static_cast<unsigned>(chunks.count);
-    segment = item / static_cast<unsigned>(chunks.count);
+    const unsigned segments = static_cast<unsigned>(a.segments.count), count = static_cast<unsigned>(chunks.count);
+    chunk = chunks.in_turn ? item / segments : item % count;
+    segment = chunks.in_turn ? item % segments : item / count;
     tokens = a.segments.items[segment];
     begin = chunk * chunks.tokens;
     end = min(begin + chunks.tokens, tokens.tokens);
@@ -157,7 +169,7 @@ struct BcLoader {
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
       quads[i] = {};
-      const bool present = index(i) < kQuads && token(i) < left;
+      const bool present = (kQuads % kThreads == 0 || index(i) < kQuads) && token(i) < left;
       if (aligned) {
         if (present && state(i) < d_state) quads[i] = load_packed<4>(p[i]);
       } else {
@@ -171,7 +183,7 @@ struct BcLoader {
   __device__ void store(float* tile) const {
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
-      if (index(i) >= kQuads) continue;
+      if (kQuads % kThreads != 0 && index(i) >= kQuads) continue;
       const Packed<T, 4>& q = quads[i];
       if constexpr (S::spread) {
 #pragma unroll
@@ -236,7 +248,7 @@ __device__ void finish_delta(const Place<S>& at, int left, const Packed<T, 2> (&
 #pragma unroll
     for (int r = 0; r < S::rounds; ++r) {
 #pragma unroll
-      for (int c = 0; c < 2; ++c) delta[r][c] = softplus(delta[r][c]);
+      for (int c = 0; c < 2; ++c) delta[r][c] = softplus<T>(delta[r][c]);
     }
   }
   if (left >= kTile) return;

@@ -130,13 +130,6 @@ __device__ __forceinline__ float2 sum_rows(const float (&sums)[kChunk / 8][2], i
   return {left[0][0], left[0][1]};
 }
 
-// silu(2 h) within 2^-11 |h|: less than the rounding of 2 h to bfloat16 may have done.
-__device__ __forceinline__ float silu_of_half(float h) {
-  float t;
-  asm("tanh.approx.f32 %0, %1;" : "=f"(t) : "f"(h));
-  return fmaf(h, t, h);
-}
-
 // y [i / 8], columns i of Y^T, becomes y * silu(z) * weight, where Z holds z as X holds x; squares[i] the sums of
 // (y silu(z))^2 over the warp's rows.
 template <typename T>
