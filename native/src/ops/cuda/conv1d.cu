@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kThreads)
         y[j] = bias[j];
 #pragma unroll
         for (int k = 0; k < kTaps; ++k) y[j] = fmaf(weight[k][j], inputs[k][j], y[j]);
-        if (a.silu) y[j] = silu(y[j]);
+        if (a.silu) y[j] = silu<T>(y[j]);
       }
       if (t0 + i < end) store_floats(out + (t0 + i) * a.ld_out, y);
     }

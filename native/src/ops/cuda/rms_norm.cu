@@ -56,7 +56,7 @@ struct Group {
     if (residual && x) store_floats(residual + i, v);
     if (gate) {
 #pragma unroll
-      for (int k = 0; k < kCount; ++k) v[k] *= silu(gate_part[k]);
+      for (int k = 0; k < kCount; ++k) v[k] *= silu<T>(gate_part[k]);
     }
   }
 
