@@ -57,14 +57,14 @@ struct Scan {
         D(DType::kF32, E, -1, 1), bias(DType::kF32, E, memory == Memory::kInitial ? -6.9f : -11.0f,
                                        memory == Memory::kInitial ? -2.25f : -10.0f),
         out(kType, B * L * E), states(state_type, B * N * E, -1, 1),
-        workspace(DType::kF32, cuda::selective_scan_workspace(E, N, {nullptr, B, B * L, L}) / 4),
+        workspace(DType::kF32, cuda::selective_scan_workspace(E, N, 1, {nullptr, B, B * L, L}) / 4),
         items(segments_of(B, L)) {
     std::vector<float> a = A.columns(N * E, 0, N * E);
     for (int64_t i = 0; i < N * E; ++i) a[i] *= memory == Memory::kInitial ? static_cast<float>(i / E + 1) : 0.01f;
     check(cudaMemcpy(A.data(), a.data(), a.size() * 4, cudaMemcpyHostToDevice), "copy");
     args = {kType, u.data(), E, delta.data(), E, A.floats(), Bs.data(), Cs.data(), N, D.floats(), z.data(), E,
             bias.floats(), true, view(*items, B, L), E, N, 1, states.data(), N * E, out.data(), E,
-            {workspace.data(), cuda::selective_scan_workspace(E, N, {nullptr, B, B * L, L})}, state_type};
+            {workspace.data(), cuda::selective_scan_workspace(E, N, 1, {nullptr, B, B * L, L})}, state_type};
   }
 
   // Of out and of the state, over some channels.

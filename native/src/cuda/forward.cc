@@ -34,7 +34,7 @@ int64_t layout(const Model& m, const Segments& bound, char* workspace, Activatio
   take(act->logits, act->logit_rows * c.vocab_size * 4);
 
   int64_t op = c.is_mamba2() ? ssd_chunk_workspace(c.n_heads, c.headdim, c.d_state, c.n_groups, bound)
-                             : selective_scan_workspace(c.d_inner, c.d_state, bound);
+                             : selective_scan_workspace(c.d_inner, c.d_state, 1, bound);
   op = std::max(op, linear_workspace(m.neediest, m.dtype, tokens));
   act->op.bytes = op;
   take(act->op.data, op);

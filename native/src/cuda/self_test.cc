@@ -215,7 +215,7 @@ class SelfTest {
                C = numbers(dtype, s.tokens * N, 1), A = numbers(DType::kF32, N * E, 1, -1.5f),
                D = numbers(DType::kF32, E, 1), bias = numbers(DType::kF32, E, 1);
     Data states = numbers(state_type, s.count * N * E, 1), out = poisoned(dtype, s.tokens * E);
-    const int64_t bytes = selective_scan_workspace(E, N, s);
+    const int64_t bytes = selective_scan_workspace(E, N, 1, s);
     selective_scan({dtype, u.device, E, delta.device, E, A.floats(), B.device, C.device, N, D.floats(), z.device, E,
                     bias.floats(), true, s, E, N, 1, states.device, N * E, out.device, E, {take(bytes), bytes},
                     state_type},

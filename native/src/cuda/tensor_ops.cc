@@ -81,7 +81,7 @@ void run(Engine& engine, const m4j_selective_scan_args& a) {
   int64_t row_bytes = 0, op_bytes = 0;
   for (const Rows* rows : {&u, &delta, &z, &out, &B, &C}) row_bytes += rows->packed_row_bytes();
   const std::vector<Part> parts = cut(batch, L, row_bytes);
-  for (const Part& part : parts) op_bytes = std::max(op_bytes, selective_scan_workspace(E, N, bound_of(part)));
+  for (const Part& part : parts) op_bytes = std::max(op_bytes, selective_scan_workspace(E, N, G, bound_of(part)));
   Segment* segment_memory = nullptr;
   void* op_memory = nullptr;
   carve_workspace(engine, [&](Carver& carver) {

@@ -41,7 +41,9 @@ struct Problem {
   // Row strides that keep rows at multiples of 16 bytes, `gap` more than the least; tight rows for gap -1.
   int64_t ld(int64_t cols, int64_t gap) const { return gap < 0 ? cols : (cols + 7) / 8 * 8 + 8 * gap; }
 
-  Outputs run(const Ragged& batch, int64_t gap = 1, Target target = Target::kSeparate, int64_t bound = 0) const {
+  // So many launches in a row, each from the states that the one before left.
+  Outputs run(const Ragged& batch, int64_t gap = 1, Target target = Target::kSeparate, int64_t bound = 0,
+              int launches = 1) const {
     const int64_t row_ld = ld(d_inner, gap), bc_ld = ld(bc_cols(), gap), slot_stride = ld(state_floats(), gap);
     const auto optional = [](const std::vector<float>& v) {
       return DeviceArray(DType::kF32, v.empty() ? std::vector<float>{0} : v, v.empty() ? 1 : v.size());
@@ -52,17 +54,19 @@ struct Problem {
         A_memory(DType::kF32, A, d_inner), D_memory = optional(D), bias_memory = optional(delta_bias),
         state_memory(state_type, states, state_floats(), slot_stride);
     const Segments segments = batch.segments(bound);
-    const auto wanted = static_cast<double>(selective_scan_workspace(d_inner, d_state, segments));
+    const auto wanted = static_cast<double>(selective_scan_workspace(d_inner, d_state, n_groups, segments));
     const auto bytes = static_cast<int64_t>(workspace_share * wanted);
     const DeviceArray workspace(DType::kF32, 1, (bytes + 3) / 4);
     const DeviceArray& out = target == Target::kOverU ? u_memory : target == Target::kOverZ ? z_memory : out_memory;
-    selective_scan({dtype, u_memory.data(), row_ld, delta_memory.data(), row_ld, A_memory.floats(), B_memory.data(),
-                    C_memory.data(), bc_ld, D.empty() ? nullptr : D_memory.floats(),
-                    z.empty() ? nullptr : z_memory.data(), row_ld,
-                    delta_bias.empty() ? nullptr : bias_memory.floats(), softplus, segments, d_inner, d_state,
-                    n_groups, state_memory.data(), slot_stride, out.data(), row_ld, {workspace.data(), bytes},
-                    state_type},
-                   nullptr);
+    for (int i = 0; i < launches; ++i) {
+      selective_scan({dtype, u_memory.data(), row_ld, delta_memory.data(), row_ld, A_memory.floats(), B_memory.data(),
+                      C_memory.data(), bc_ld, D.empty() ? nullptr : D_memory.floats(),
+                      z.empty() ? nullptr : z_memory.data(), row_ld,
+                      delta_bias.empty() ? nullptr : bias_memory.floats(), softplus, segments, d_inner, d_state,
+                      n_groups, state_memory.data(), slot_stride, out.data(), row_ld, {workspace.data(), bytes},
+                      state_type},
+                     nullptr);
+    }
     must(cudaDeviceSynchronize());
     workspace.read();
     return {out.read(), state_memory.read()};
@@ -219,7 +223,7 @@ TEST_F(CudaSelectiveScan, LongSequencesInChunks) {
         problem.A[i] = i % static_cast<size_t>(d_inner) % 5 == 0 ? slowest : problem.A[i] * 3;
       }
       problem.delta_bias.assign(static_cast<size_t>(d_inner), slowest == 0 ? -9.0f : -5.0f);
-      ASSERT_GT(selective_scan_workspace(d_inner, d_state, batch.segments()), 0);
+      ASSERT_GT(selective_scan_workspace(d_inner, d_state, 1, batch.segments()), 0);
       problem.expect_correct(batch);
     }
   }
@@ -234,7 +238,8 @@ TEST_F(CudaSelectiveScan, ChunksInTurn) {
     double blocks;  // of a multiprocessor
   };
   for (const Shape& s : {Shape{64, 16, 1, 4.3}, Shape{64, 16, 1, 2.4}, Shape{61, 16, 1, 4.3}, Shape{50, 11, 1, 2.4},
-                         Shape{192, 16, 3, 4.3}, Shape{30, 20, 1, 4.3}, Shape{15, 40, 1, 3.3}}) {
+                         Shape{192, 16, 3, 4.3}, Shape{66, 16, 3, 4.3}, Shape{30, 20, 1, 4.3}, Shape{15, 40, 1, 3.3},
+                         Shape{8, 100, 1, 3.3}, Shape{8, 130, 1, 2.2}}) {
     for (DType dtype : kDTypes) {
       if (random.left_out()) continue;
       SCOPED_TRACE(name_of(dtype) + ", E " + std::to_string(s.d_inner) + ", N " + std::to_string(s.d_state) + ", " +
@@ -245,11 +250,25 @@ TEST_F(CudaSelectiveScan, ChunksInTurn) {
       }
       const Ragged batch(lengths, random);
       const Problem problem(random, dtype, batch, s.d_inner, s.d_state, s.n_groups);
+      ASSERT_GT(selective_scan_workspace(s.d_inner, s.d_state, s.n_groups, batch.segments()), 0);
       problem.expect_correct(batch);
-      Problem without = problem;  // in one walk
-      without.workspace_share = 0;
-      ASSERT_GT(selective_scan_workspace(s.d_inner, s.d_state, batch.segments()), 0);
-      expect_same_bits(without.run(batch), problem.run(batch));
+      const Outputs actual = problem.run(batch);
+      for (double share : {0.0, 0.999}) {  // in one walk
+        Problem without = problem;
+        without.workspace_share = share;
+        expect_same_bits(without.run(batch), actual);
+      }
+      expect_same_bits(problem.run(batch, 1, Target::kOverU), actual);
+      expect_same_bits(problem.run(batch, 1, Target::kOverZ), actual);
+      Problem next = problem;
+      next.states = actual.state;
+      expect_same_bits(problem.run(batch, 1, Target::kSeparate, 0, 2), next.run(batch));
+      const Problem narrow = with_bfloat16_states(problem);
+      Problem wide = narrow;
+      wide.state_type = DType::kF32;
+      const Outputs narrowed = narrow.run(batch);
+      expect_same_bits(narrowed.out, wide.run(batch).out);
+      expect_close(narrowed.state, wide.run(batch).state, kRoundedStates);
     }
   }
 }
@@ -261,7 +280,7 @@ TEST_F(CudaSelectiveScan, LessWorkspaceThanItWants) {
     for (double share : {0.0, 0.1, 0.5, 0.9}) {
       Problem problem(random, DType::kF32, batch, 74, 16, 1);
       problem.workspace_share = share;
-      ASSERT_GT(selective_scan_workspace(74, 16, batch.segments()), 0);
+      ASSERT_GT(selective_scan_workspace(74, 16, 1, batch.segments()), 0);
       problem.expect_correct(batch);
     }
   }
@@ -291,33 +310,36 @@ TEST_F(CudaSelectiveScan, RowsWithoutAlignmentAndHigherBounds) {
 
 // Rows that are apart as those of aligned memory, but begin behind one element.
 TEST_F(CudaSelectiveScan, RowsBeginAtAnyElement) {
-  const int64_t E = 74, N = 16;
-  const auto behind_one = [&](const std::vector<float>& rows) {
+  const int64_t N = 16;
+  const auto behind_one = [](const std::vector<float>& rows, int64_t columns) {
     std::vector<float> result;
     for (size_t i = 0; i < rows.size(); ++i) {
-      if (i % E == 0) result.push_back(0);
+      if (i % static_cast<size_t>(columns) == 0) result.push_back(0);
       result.push_back(rows[i]);
     }
     return result;
   };
-  for (const std::vector<int64_t>& lengths : {std::vector<int64_t>{5, 1, 64, 31}, {1, 1, 1}}) {
+  for (const auto& [E, lengths] : {std::pair<int64_t, std::vector<int64_t>>{74, {5, 1, 64, 31}}, {128, {5, 1, 64, 31}},
+                                   {74, {1, 1, 1}}, {128, {1, 1, 1}}}) {
     const Ragged batch(lengths, random);
     for (DType dtype : kDTypes) {
+      SCOPED_TRACE(name_of(dtype) + ", E " + std::to_string(E) + ", " + std::to_string(lengths.size()) + " segments");
       const Problem problem(random, dtype, batch, E, N, 1);
-      const DeviceArray u(dtype, behind_one(problem.u), E + 1, E + 2), delta(dtype, behind_one(problem.delta), E + 1, E + 2),
-          z(dtype, behind_one(problem.z), E + 1, E + 2), B(dtype, problem.B, N), C(dtype, problem.C, N),
+      const DeviceArray u(dtype, behind_one(problem.u, E), E + 1, E + 2),
+          delta(dtype, behind_one(problem.delta, E), E + 1, E + 2), z(dtype, behind_one(problem.z, E), E + 1, E + 2),
+          B(dtype, behind_one(problem.B, N), N + 1, N + 4), C(dtype, behind_one(problem.C, N), N + 1, N + 4),
           A(DType::kF32, problem.A, E), D(DType::kF32, problem.D, E), bias(DType::kF32, problem.delta_bias, E),
           states(DType::kF32, problem.states, N * E);
       const auto second = [&](const DeviceArray& a) { return static_cast<char*>(a.data()) + dtype_bytes(dtype, 1); };
-      selective_scan({dtype, second(u), E + 2, second(delta), E + 2, A.floats(), B.data(), C.data(), N, D.floats(),
-                      second(z), E + 2, bias.floats(), problem.softplus, batch.segments(), E, N, 1, states.data(), N * E,
+      selective_scan({dtype, second(u), E + 2, second(delta), E + 2, A.floats(), second(B), second(C), N + 4,
+                      D.floats(), second(z), E + 2, bias.floats(), problem.softplus, batch.segments(), E, N, 1, states.data(), N * E,
                       second(u), E + 2, {}},
                      nullptr);
       must(cudaDeviceSynchronize());
       std::vector<float> out;
       const std::vector<float> rows = u.read();
       for (size_t i = 0; i < rows.size(); ++i) {
-        if (i % (E + 1) != 0) out.push_back(rows[i]);
+        if (i % static_cast<size_t>(E + 1) != 0) out.push_back(rows[i]);
       }
       expect_close({out, states.read()}, problem.run(batch), tolerance_of(dtype));
     }
@@ -373,6 +395,13 @@ TEST_F(CudaSelectiveScan, ExtremeInputs) {
       const float extremes[] = {100, -100, 88.5f, -88.5f, -1e4f, 1e4f, 0};
       for (size_t i = 0; i < p.z.size(); ++i) p.z[i] = extremes[i % std::size(extremes)];
     });
+    for (DType dtype : kDTypes) {  // gates that are shut
+      SCOPED_TRACE(name_of(dtype));
+      Problem shut(random, dtype, batch, 37, 5, 1);
+      for (size_t i = 0; i < shut.z.size(); ++i) shut.z[i] = i % 2 == 0 ? -104.0f : -1e4f;
+      shut.z = rounded(shut.z, dtype);
+      for (const float v : shut.run(batch).out) ASSERT_EQ(v, 0);
+    }
   }
 }
 

@@ -128,7 +128,7 @@ struct SelectiveScanArgs {
   DType state_type = DType::kF32;  // or BF16
 };
 void selective_scan(const SelectiveScanArgs&, cudaStream_t stream);
-int64_t selective_scan_workspace(int64_t d_inner, int64_t d_state, const Segments& segments);
+int64_t selective_scan_workspace(int64_t d_inner, int64_t d_state, int64_t n_groups, const Segments& segments);
 
 // State space dual form (Mamba-2 paper, section 6), states updated in place.
 //   dt = clamp(softplus(dt + dt_bias)); h = exp(dt A) h + dt x B^T; y = h C + D x

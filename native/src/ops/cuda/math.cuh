@@ -1,6 +1,10 @@
 // Elementary functions of the kernels, at float32 rounding level; results below the smallest normal number are zero.
 #pragma once
 
+#include <cuda_bf16.h>
+
+#include <type_traits>
+
 namespace m4j::cuda {
 
 constexpr float kLog2e = 1.4426950408889634f;
@@ -51,18 +55,18 @@ __device__ float softplus(float x) {
 
 __device__ inline float silu(float x) { return x * reciprocal_fast(1.0f + exp2_fast(-kLog2e * x)); }
 
-// silu(2 h) within 2^-11 |h|: less than the rounding of 2 h to 16 bits may have done.
+// silu(2 h) with an absolute error of up to 2^-11 |h|, which bfloat16 hides but where h is far below zero.
 __device__ __forceinline__ float silu_of_half(float h) {
   float t;
   asm("tanh.approx.f32 %0, %1;" : "=f"(t) : "f"(h));
   return fmaf(h, t, h);
 }
 
-// For x of T.
+// For results of T.
 template <typename T>
 __device__ float silu(float x) {
-  if constexpr (sizeof(T) == 4) return silu(x);
-  return silu_of_half(0.5f * x);
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) return silu_of_half(0.5f * x);
+  return silu(x);
 }
 
 }  // namespace m4j::cuda

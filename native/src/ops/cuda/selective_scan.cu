@@ -522,8 +522,8 @@ Plan make_plan(int64_t d_inner, int64_t d_state, int64_t n_groups, const Segment
 
 }  // namespace
 
-int64_t selective_scan_workspace(int64_t d_inner, int64_t d_state, const Segments& segments) {
-  return make_plan(d_inner, d_state, 1, segments, INT64_MAX).layout.bytes();
+int64_t selective_scan_workspace(int64_t d_inner, int64_t d_state, int64_t n_groups, const Segments& segments) {
+  return make_plan(d_inner, d_state, n_groups, segments, INT64_MAX).layout.bytes();
 }
 
 void selective_scan(const SelectiveScanArgs& a, cudaStream_t stream) {
