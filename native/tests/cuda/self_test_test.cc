@@ -1,0 +1,75 @@
+// The self-test finds a kernel that does not give the reference's results: here the reference is wrong instead.
+#include "cuda/self_test.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <string>
+
+#include "runtime/failure.h"
+
+namespace m4j::cuda::test {
+namespace {
+
+struct Wrong {
+  const char* family;
+  void (*spoil)(Ops&);
+};
+
+TEST(CudaSelfTest, RefusesWrongResults) {
+  Engine engine(0);
+  expect_known_answers(engine, reference_ops());
+  const Wrong all[] = {
+      {"rms_norm",
+       [](Ops& ops) {
+         ops.rms_norm = [](const m4j::RmsNormArgs& a, const Share& share) {
+           reference_ops().rms_norm(a, share);
+           a.out[0] += 1000;
+         };
+       }},
+      {"linear, one token",
+       [](Ops& ops) {
+         ops.linear = [](const m4j::LinearArgs& a, const Share& share) {
+           reference_ops().linear(a, share);
+           a.out[0] += 1000;
+         };
+       }},
+      {"selective_scan",
+       [](Ops& ops) {
+         ops.selective_scan = [](const m4j::SelectiveScanArgs& a, const Share& share) {
+           reference_ops().selective_scan(a, share);
+           a.state[0] += 1000;
+         };
+       }},
+      {"softmax",
+       [](Ops& ops) {
+         ops.softmax = [](const m4j::SoftmaxArgs& a, const Share& share) {
+           reference_ops().softmax(a, share);
+           a.out[0] = NAN;
+         };
+       }},
+      {"sample",
+       [](Ops& ops) {
+         ops.sample = [](const SampleArgs& a, const Share& share) {
+           reference_ops().sample(a, share);
+           ++a.results[0].token;
+         };
+       }},
+  };
+  for (const Wrong& wrong : all) {
+    Ops ops = reference_ops();
+    wrong.spoil(ops);
+    try {
+      expect_known_answers(engine, ops);
+      ADD_FAILURE() << wrong.family << " was not found out";
+    } catch (const Failure& e) {
+      EXPECT_EQ(e.code, M4J_ERR_UNSUPPORTED);
+      EXPECT_NE(std::string(e.message).find(std::string("cuda:0 fails the self-test of ") + wrong.family), std::string::npos)
+          << e.message;
+    }
+  }
+  expect_known_answers(engine, reference_ops());
+}
+
+}  // namespace
+}  // namespace m4j::cuda::test
