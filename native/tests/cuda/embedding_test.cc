@@ -1,6 +1,4 @@
-#include "device_array.h"
-#include "ops/cuda/cuda_ops.h"
-#include "support/op_test.h"
+#include "ragged.h"
 
 namespace m4j::cuda::test {
 namespace {
@@ -24,6 +22,21 @@ TEST(CudaEmbedding, CopiesRows) {
       m4j::test::expect_same_bits(out.read(), expected);
     }
   }
+}
+
+TEST(CudaEmbedding, OffsetsBeyond32Bits) {
+  m4j::test::Random random(m4j::test::run_seed());
+  const int64_t far = (int64_t{1} << 30) + 8, d_model = 72;
+  const FarMemory table(DType::kBF16, 2 * far + d_model), out(DType::kF32, 2 * far + d_model);
+  const std::vector<float> row = rounded(random.normal(d_model), DType::kBF16);
+  table.write(2 * far, row);
+  const std::vector<int32_t> ids(3, 2);
+  DeviceArray id_memory(DType::kF32, 1, 3);
+  must(cudaMemcpy(id_memory.data(), ids.data(), ids.size() * 4, cudaMemcpyHostToDevice));
+  embedding({table.at(0), DType::kBF16, far, static_cast<const int32_t*>(id_memory.data()), 3, d_model,
+             static_cast<float*>(out.at(0)), far},
+            nullptr);
+  m4j::test::expect_same_bits(out.read(2 * far, d_model), row);
 }
 
 }  // namespace

@@ -101,5 +101,60 @@ TEST(CudaLinear, WideMatrices) {
   }
 }
 
+double dot(const std::vector<float>& a, const std::vector<float>& b) {
+  double sum = 0;
+  for (size_t i = 0; i < a.size(); ++i) sum += static_cast<double>(a[i]) * b[i];
+  return sum;
+}
+
+TEST(CudaLinear, OffsetsBeyond32Bits) {
+  Random random(m4j::test::run_seed());
+  Gemm gemm;
+  constexpr int64_t kFar = int64_t{1} << 31;
+  // Rows of x and out far apart: few tokens, many, and the kernel for few tokens of any type.
+  for (const auto& [dtype, tokens] : {std::pair<DType, int64_t>{DType::kBF16, 3}, {DType::kBF16, 70}, {DType::kF32, 3}}) {
+    SCOPED_TRACE(name_of(dtype) + ", " + std::to_string(tokens) + " tokens");
+    const int64_t in = 264, out_dim = 520, ld = kFar / (tokens - 1) / 8 * 8 + 8;
+    const Problem problem(random, dtype, tokens, in, out_dim, true);
+    const FarMemory x(dtype, tokens * ld), out(dtype, tokens * ld);
+    for (int64_t t = 0; t < tokens; ++t) x.write(t * ld, part_of(problem.x, in, t));
+    const DeviceArray weight(dtype, problem.weight, in), bias(DType::kF32, problem.bias, 1);
+    const DeviceMatrix matrix{dtype, weight.data(), nullptr, out_dim, in};
+    const int64_t bytes = linear_workspace(matrix, dtype, tokens);
+    const DeviceArray workspace(DType::kF32, 1, bytes / 4 + 1);
+    linear({dtype, x.at(0), ld, matrix, bias.floats(), tokens, dtype, out.at(0), ld, {workspace.data(), bytes}}, gemm,
+           nullptr);
+    std::vector<float> actual;
+    for (int64_t t = 0; t < tokens; ++t) m4j::test::append(actual, out.read(t * ld, out_dim));
+    expect_close(actual, problem.expected(), tolerance_of(dtype));
+  }
+  // A matrix of more numbers: zeros but for its first and last row.
+  const int64_t in = 1 << 15, out_dim = kFar / in + 8;
+  const FarMemory weight(DType::kBF16, out_dim * in);
+  must(cudaMemset(weight.at(0), 0, static_cast<size_t>(dtype_bytes(DType::kBF16, out_dim * in))));
+  const std::vector<float> first = rounded(random.normal(in), DType::kBF16), last = rounded(random.normal(in), DType::kBF16);
+  weight.write(0, first);
+  weight.write((out_dim - 1) * in, last);
+  const DeviceMatrix matrix{DType::kBF16, weight.at(0), nullptr, out_dim, in};
+  for (const int64_t tokens : {1, 2, 70}) {
+    SCOPED_TRACE(std::to_string(tokens) + " tokens");
+    const std::vector<float> x = rounded(random.normal(tokens * in), DType::kBF16);
+    const DeviceArray x_memory(DType::kBF16, x, in), out(DType::kF32, tokens, out_dim);
+    const int64_t bytes = linear_workspace(matrix, DType::kBF16, tokens);
+    const DeviceArray workspace(DType::kF32, 1, bytes / 4 + 1);
+    linear({DType::kBF16, x_memory.data(), in, matrix, nullptr, tokens, DType::kF32, out.data(), out_dim,
+            {workspace.data(), bytes}},
+           gemm, nullptr);
+    const std::vector<float> actual = out.read();
+    for (const int64_t t : {int64_t{0}, tokens - 1}) {
+      const std::vector<float> row = part_of(actual, out_dim, t), x_t = part_of(x, in, t);
+      const double allowed = kWideTolerance * in;
+      EXPECT_NEAR(row.front(), dot(first, x_t), allowed);
+      EXPECT_NEAR(row.back(), dot(last, x_t), allowed);
+      EXPECT_EQ(row[static_cast<size_t>(out_dim / 2)], 0);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace m4j::cuda::test

@@ -7,25 +7,26 @@
 namespace m4j::test {
 namespace {
 
-// Q8_0 for out_proj of all layers but the first.
-struct MixedModel {
+// Some or all matrices are Q8_0.
+struct QuantisedModel {
   TinyModel tiny;
   m4j_model_weights weights;
   std::vector<m4j_layer_weights> layers;
   std::vector<std::vector<uint8_t>> blocks;
 
-  MixedModel(const EnginePtr& engine, DType dtype)
-      : tiny({.family = M4J_MAMBA1, .dtype = dtype, .even = true, .deep = true}, run_seed()), weights(tiny.weights()),
-        layers(weights.layers, weights.layers + tiny.config.n_layer) {
-    for (size_t i = 1; i < layers.size(); ++i) {
-      const m4j_tensor stored = layers[i].out_proj;
-      blocks.emplace_back(static_cast<size_t>(dtype_bytes(DType::kQ8_0, stored.shape[0] * stored.shape[1])));
-      layers[i].out_proj.data = blocks.back().data();
-      layers[i].out_proj.dtype = M4J_Q8_0;
-      m4j_error err{};
-      EXPECT_EQ(m4j_quantize(engine.get(), &stored, &layers[i].out_proj, &err), M4J_OK) << err.message;
-    }
+  QuantisedModel(const TinyOptions& options)
+      : tiny(options, run_seed()), weights(tiny.weights()), layers(weights.layers, weights.layers + tiny.config.n_layer) {
     weights.layers = layers.data();
+  }
+
+  void quantise(const EnginePtr& engine, m4j_tensor* matrix) {
+    if (matrix->data == nullptr || matrix->shape[1] % kQuantBlock != 0) return;
+    const m4j_tensor stored = *matrix;
+    blocks.emplace_back(static_cast<size_t>(dtype_bytes(DType::kQ8_0, stored.shape[0] * stored.shape[1])));
+    matrix->data = blocks.back().data();
+    matrix->dtype = M4J_Q8_0;
+    m4j_error err{};
+    EXPECT_EQ(m4j_quantize(engine.get(), &stored, matrix, &err), M4J_OK) << err.message;
   }
 };
 
@@ -47,6 +48,15 @@ class CudaModelWeights : public ApiTest {
     return logits;
   }
 
+  // On the CPU activations that meet quantised weights may be rounded to 16 bits.
+  void expect_equal(const QuantisedModel& model, double tolerance) {
+    const m4j_model_config& config = model.tiny.config;
+    const auto input = calls(config.vocab_size);
+    const std::vector<float> expected = run(cpu, config, model.weights, input),
+                             actual = run(gpu, config, model.weights, input);
+    EXPECT_LT(relative_error(actual, {expected.begin(), expected.end()}), tolerance);
+  }
+
   std::vector<std::vector<Tokens>> calls(int64_t vocab_size) {
     std::vector<std::vector<Tokens>> result;
     for (const std::vector<int64_t>& lengths : {std::vector<int64_t>{70, 3, 9}, {1, 1, 1}, {1, 1, 1}, {2, 1, 5}}) {
@@ -62,12 +72,29 @@ class CudaModelWeights : public ApiTest {
 TEST_F(CudaModelWeights, LayersOfDifferentTypes) {
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
     SCOPED_TRACE(dtype == DType::kF32 ? "float32 and Q8_0" : "bfloat16 and Q8_0");
-    const MixedModel mixed(cpu, dtype);
-    const m4j_model_config& config = mixed.tiny.config;
-    const auto input = calls(config.vocab_size);
-    const std::vector<float> expected = run(cpu, config, mixed.weights, input),
-                             actual = run(gpu, config, mixed.weights, input);
-    EXPECT_LT(relative_error(actual, {expected.begin(), expected.end()}), dtype == DType::kF32 ? 1e-3 : 2e-2);
+    QuantisedModel mixed({.family = M4J_MAMBA1, .dtype = dtype, .even = true, .deep = true});
+    for (size_t i = 1; i < mixed.layers.size(); ++i) mixed.quantise(cpu, &mixed.layers[i].out_proj);
+    expect_equal(mixed, dtype == DType::kF32 ? 1e-3 : 2e-2);
+  }
+}
+
+TEST_F(CudaModelWeights, AllInt8) {
+  for (const int32_t family : {M4J_MAMBA1, M4J_FALCON_MAMBA, M4J_MAMBA2}) {
+    for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+      for (const bool tied : {false, true}) {
+        const TinyOptions options{.family = family, .dtype = dtype, .tied = tied, .d_model = 64, .d_inner = 96, .even = true};
+        SCOPED_TRACE(options.name());
+        QuantisedModel model(options);
+        model.quantise(cpu, &model.weights.embedding);
+        model.quantise(cpu, &model.weights.lm_head);
+        for (m4j_layer_weights& layer : model.layers) {
+          for (m4j_tensor* m : {&layer.in_proj, &layer.x_proj, &layer.out_proj}) model.quantise(cpu, m);
+        }
+        const size_t of_layer = family == M4J_MAMBA2 ? 2 : 3;
+        ASSERT_EQ(model.blocks.size(), of_layer * model.layers.size() + (tied ? 1 : 2));
+        expect_equal(model, 3e-2);  // activations are bfloat16 where the first matrix is quantised
+      }
+    }
   }
 }
 

@@ -103,6 +103,7 @@ std::string TinyOptions::name() const {
   if (family == M4J_MAMBA2) s += "_g" + std::to_string(n_groups) + "_chunk" + std::to_string(chunk_size);
   if (activation_type == DType::kBF16) s += "_rounded";
   if (dt_min > 0) s += "_limited";
+  if (d_model != 0) s += "_model" + std::to_string(d_model);
   if (d_inner != 0) s += "_inner" + std::to_string(d_inner);
   if (d_state != 0) s += "_state" + std::to_string(d_state);
   if (wide) s += "_wide";
@@ -151,7 +152,9 @@ TinyModel::TinyModel(const TinyOptions& o, uint64_t seed) : config{} {
     config.d_state = 16;
     config.dt_rank = 250;
   }
+  if (o.d_model != 0) config.d_model = o.d_model;
   if (o.d_inner != 0) config.d_inner = o.d_inner;
+  if (o.d_inner != 0 && mamba2) config.headdim = o.d_inner / config.n_heads;
   if (o.d_state != 0) config.d_state = o.d_state;
   // Scales as in trained models: larger ones make the recurrence amplify float32 rounding.
   const float narrow = o.deep ? 0.1f : o.wide ? 0.3f : 1;  // for longer sums

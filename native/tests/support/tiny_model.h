@@ -36,7 +36,7 @@ struct TinyOptions {
   DType activation_type = DType::kF32;
   bool biases = true;
   bool tied = false;
-  int64_t d_inner = 0, d_state = 0;  // 0: as the options below have it
+  int64_t d_model = 0, d_inner = 0, d_state = 0;  // 0: as the options below have it
   int64_t n_groups = 3;    // Mamba-2
   int64_t chunk_size = 3;  // Mamba-2
   float dt_min = 0;        // Mamba-2
