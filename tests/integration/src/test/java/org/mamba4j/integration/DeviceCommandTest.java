@@ -23,7 +23,7 @@ import org.junit.jupiter.params.provider.ValueSource;
 import org.mamba4j.checkpoint.SafetensorsFile;
 import org.mamba4j.cli.Main;
 
-/** Every command on the device under test. */
+/** Every command that computes, on the device under test; {@code convert} only rewrites files. */
 class DeviceCommandTest {
   private static final String GOLDEN = Goldens.folder("mamba2-g2").toString();
 

@@ -21,6 +21,8 @@ import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.EnumSource;
 import org.mamba4j.CausalConv1dArgs;
 import org.mamba4j.DType;
 import org.mamba4j.Device;
@@ -63,42 +65,71 @@ class DeviceTensorTest {
 
   @Test
   void scansMatchTheOracle() throws IOException {
+    checkScans(DType.F32, 1e-5);
+  }
+
+  @Test
+  void ssdMatchesTheOracle() throws IOException {
+    checkSsd(DType.F32, 1e-5);
+  }
+
+  @ParameterizedTest
+  @EnumSource(names = {"F16", "BF16"})
+  void halvesMatchTheOracleOnAGpu(DType type) throws IOException {
+    assumeTrue(GPU);
+    checkScans(type, 2e-2);
+    checkSsd(type, 2e-2);
+  }
+
+  /** The goldens of the scan, with activations of this type. */
+  private void checkScans(DType type, double tolerance) throws IOException {
     for (Path golden : Goldens.ops("op-scan")) {
       try (SafetensorsFile in = SafetensorsFile.open(golden)) {
         Tensor state = Tensor.allocate(arena, engine, DType.F32, in.tensor("last_state").shape());
         Tensor out =
             Ops.selectiveScan(
                 engine,
-                SelectiveScanArgs.of(there(in, "u"), there(in, "delta"), there(in, "A"), there(in, "B"), there(in, "C"))
+                SelectiveScanArgs.of(
+                        there(in, "u", type),
+                        there(in, "delta", type),
+                        there(in, "A"),
+                        there(in, "B", type),
+                        there(in, "C", type))
                     .withD(there(in, "D"))
-                    .withZ(there(in, "z"))
+                    .withZ(there(in, "z", type))
                     .withDeltaBias(there(in, "delta_bias"))
                     .withDeltaSoftplus(true)
                     .withInitialState(there(in, "initial_state"))
                     .withLastState(state));
-        assertClose(in.tensor("out"), here(out), 1e-5, golden + " out");
-        assertClose(in.tensor("last_state"), here(state), 1e-5, golden + " last_state");
+        assertEquals(type, out.dtype());
+        assertClose(in.tensor("out"), here(out), tolerance, golden + " out");
+        assertClose(in.tensor("last_state"), here(state), tolerance, golden + " last_state");
       }
     }
   }
 
-  @Test
-  void ssdMatchesTheOracle() throws IOException {
+  private void checkSsd(DType type, double tolerance) throws IOException {
     for (Path golden : Goldens.ops("op-ssd")) {
       try (SafetensorsFile in = SafetensorsFile.open(golden)) {
         Tensor state = there(in, "initial_state");
         Tensor out =
             Ops.ssd(
                 engine,
-                SsdArgs.of(there(in, "x"), there(in, "dt"), there(in, "A"), there(in, "B"), there(in, "C"))
+                SsdArgs.of(
+                        there(in, "x", type),
+                        there(in, "dt", type),
+                        there(in, "A"),
+                        there(in, "B", type),
+                        there(in, "C", type))
                     .withD(there(in, "D"))
                     .withDtBias(there(in, "dt_bias"))
                     .withDtSoftplus(true)
                     .withInitialState(state)
                     .withLastState(state));
         assertEquals(Goldens.DEVICE, out.device());
-        assertClose(in.tensor("out"), here(out), 1e-5, golden + " out");
-        assertClose(in.tensor("last_state"), here(state), 1e-5, golden + " last_state");
+        assertEquals(type, out.dtype());
+        assertClose(in.tensor("out"), here(out), tolerance, golden + " out");
+        assertClose(in.tensor("last_state"), here(state), tolerance, golden + " last_state");
       }
     }
   }
@@ -322,6 +353,11 @@ class DeviceTensorTest {
 
   private Tensor there(SafetensorsFile in, String name) throws IOException {
     return in.tensor(name).toDevice(engine, arena);
+  }
+
+  private Tensor there(SafetensorsFile in, String name, DType type) throws IOException {
+    Tensor tensor = in.tensor(name);
+    return Ops.copy(engine, tensor, Tensor.allocate(arena, engine, type, tensor.shape()));
   }
 
   private Tensor here(Tensor tensor) {
