@@ -56,6 +56,8 @@ step "Benchmark harness" harness_tests
 if has_command nvcc; then
   step "GPU" env MAMBA4J_CUDA_ARCHITECTURES="${MAMBA4J_CUDA_ARCHITECTURES:-90a-real}" \
     "$ROOT/scripts/build-native.sh" --tests --cuda
+else
+  summary+=("not built: the GPU part, as there is no nvcc")
 fi
 step "Instructions of a decode step" "$ROOT/tests/scripts/instructions-test.sh" "$ROOT/build/native/bin/decode_step"
 step "Native, address and undefined behaviour sanitizers" native_tests asan native-asan

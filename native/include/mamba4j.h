@@ -121,7 +121,8 @@ enum { M4J_DEVICE_CPU = 0, M4J_DEVICE_CUDA = 1 };
 typedef struct m4j_engine_options {
   uint64_t struct_size;
   int32_t device;          /* M4J_DEVICE_CPU, M4J_DEVICE_CUDA */
-  int32_t device_index;    /* CUDA: which GPU, as nvidia-smi counts them; CPU: 0 */
+  int32_t device_index;    /* CUDA: which GPU, as CUDA counts them: the fastest first, or as nvidia-smi does with
+                              CUDA_DEVICE_ORDER=PCI_BUS_ID in the environment; CPU: 0 */
   int32_t threads;         /* 0: as many as the container's CPU quota and affinity allow; else 1 ... 1024. With CUDA they
                               only prepare weights. */
   int32_t reserved;        /* 0 */

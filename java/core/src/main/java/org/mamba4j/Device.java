@@ -23,8 +23,9 @@ public final class Device {
   }
 
   /**
-   * An NVIDIA GPU of compute capability 8.0 or higher, numbered as {@code nvidia-smi} does. Whether the machine has it
-   * is found out by {@link Engine#create(EngineOptions)}, which says what is missing.
+   * An NVIDIA GPU of compute capability 8.0 or higher, numbered as CUDA does: the fastest first, or, with {@code
+   * CUDA_DEVICE_ORDER=PCI_BUS_ID} in the environment, as {@code nvidia-smi} does. Whether the machine has it is found out
+   * by {@link Engine#create(EngineOptions)}, which says what is missing.
    *
    * @throws IllegalArgumentException if {@code index} is negative
    */
