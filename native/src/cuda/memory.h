@@ -65,7 +65,15 @@ class DeviceBuffer {
 class PinnedBuffer {
  public:
   PinnedBuffer() = default;
-  explicit PinnedBuffer(int64_t bytes) { check(cudaMallocHost(&data_, static_cast<std::size_t>(bytes)), "pinned memory"); }
+  explicit PinnedBuffer(int64_t bytes) {
+    const cudaError_t error = cudaMallocHost(&data_, static_cast<std::size_t>(bytes));
+    if (error == cudaErrorMemoryAllocation) {
+      cudaGetLastError();  // not to be reported once more by the next call
+      fail(M4J_ERR_OUT_OF_MEMORY, "%.1f MB of page-locked host memory were asked for, which the system does not give",
+           static_cast<double>(bytes) / 1e6);
+    }
+    check(error, "cudaMallocHost");
+  }
   ~PinnedBuffer() { cudaFreeHost(data_); }
   PinnedBuffer(PinnedBuffer&& o) noexcept { std::swap(data_, o.data_); }
   PinnedBuffer& operator=(PinnedBuffer&& o) noexcept {
