@@ -146,7 +146,12 @@ class HubTest {
         .filter(r -> r.method().equals("GET") && r.path().endsWith("model.safetensors"))
         .map(r -> String.valueOf(r.header("range")))
         .toList();
-    assertEquals(List.of("null", "bytes=100000-", "bytes=200000-"), ranges);
+    assertEquals(3, ranges.size(), ranges::toString);
+    assertEquals("null", ranges.getFirst());
+    int first = firstByte(ranges.get(1));
+    int second = firstByte(ranges.get(2));
+    assertTrue(0 < first && first <= 100_000, ranges::toString);
+    assertTrue(first < second && second <= first + 100_000, ranges::toString);
   }
 
   @Test
@@ -157,15 +162,21 @@ class HubTest {
             : Response.of(503))
         : null;
     IOException broken = assertThrows(IOException.class, this::download);
-    assertTrue(broken.getMessage().contains("123456"), broken.getMessage());
     Path incomplete = repoFolder().resolve("blobs").resolve(FakeHub.etag("model.safetensors", WEIGHTS) + ".incomplete");
-    assertEquals(123_456, Files.size(incomplete));
+    long kept = Files.size(incomplete);
+    assertTrue(0 < kept && kept <= 123_456, () -> "kept " + kept);
+    assertTrue(broken.getMessage().contains("at byte " + kept + " of 300000"), broken.getMessage());
 
     hub.requests.clear();
     hub.override = _ -> null;
     assertArrayEquals(WEIGHTS, Files.readAllBytes(download().resolve("model.safetensors")));
-    assertTrue(hub.requests.stream().anyMatch(r -> "bytes=123456-".equals(r.header("range"))));
+    assertTrue(hub.requests.stream().anyMatch(r -> ("bytes=" + kept + "-").equals(r.header("range"))));
     assertFalse(Files.exists(incomplete));
+  }
+
+  /** Where a transfer goes on. What had been sent last may not have arrived when the connection broke. */
+  private static int firstByte(String range) {
+    return Integer.parseInt(range.substring("bytes=".length(), range.length() - 1));
   }
 
   @Test
