@@ -19,6 +19,7 @@ import java.util.Locale;
 import java.util.Map;
 import java.util.TreeMap;
 import java.util.concurrent.CopyOnWriteArrayList;
+import java.util.function.BooleanSupplier;
 import java.util.function.Function;
 import java.util.stream.Collectors;
 
@@ -61,6 +62,12 @@ final class FakeHub implements AutoCloseable {
 
   /** Answers first; null leaves the request to the normal hub. */
   volatile Function<Request, Response> override = _ -> null;
+
+  /**
+   * Whether a connection that is to be cut may close now. A client may lose what it has received and not yet read when a
+   * connection breaks; tests that count bytes wait for it.
+   */
+  volatile BooleanSupplier readyToCut = () -> true;
 
   private final ServerSocket socket;
 
@@ -164,7 +171,7 @@ final class FakeHub implements AutoCloseable {
     }
   }
 
-  private static boolean send(Request request, Response response, OutputStream out)
+  private boolean send(Request request, Response response, OutputStream out)
       throws IOException, InterruptedException {
     StringBuilder text = new StringBuilder("HTTP/1.1 " + response.status() + " x\r\n");
     response.headers().forEach((name, value) -> text.append(name).append(": ").append(value).append("\r\n"));
@@ -176,7 +183,13 @@ final class FakeHub implements AutoCloseable {
     }
     out.flush();
     Thread.sleep(response.stallMillis());
-    return response.cutAfter() < 0 || request.method().equals("HEAD");
+    if (response.cutAfter() < 0 || request.method().equals("HEAD")) {
+      return true;
+    }
+    for (int i = 0; i < 2000 && !readyToCut.getAsBoolean(); i++) {
+      Thread.sleep(5);
+    }
+    return false;
   }
 
   @Override
