@@ -1,6 +1,7 @@
 #include "ops/cuda/linear.h"
 
 #include <cmath>
+#include <numeric>
 
 #include "ragged.h"
 
@@ -101,12 +102,6 @@ TEST(CudaLinear, WideMatrices) {
   }
 }
 
-double dot(const std::vector<float>& a, const std::vector<float>& b) {
-  double sum = 0;
-  for (size_t i = 0; i < a.size(); ++i) sum += static_cast<double>(a[i]) * b[i];
-  return sum;
-}
-
 TEST(CudaLinear, OffsetsBeyond32Bits) {
   Random random(m4j::test::run_seed());
   Gemm gemm;
@@ -149,8 +144,8 @@ TEST(CudaLinear, OffsetsBeyond32Bits) {
     for (const int64_t t : {int64_t{0}, tokens - 1}) {
       const std::vector<float> row = part_of(actual, out_dim, t), x_t = part_of(x, in, t);
       const double allowed = kWideTolerance * in;
-      EXPECT_NEAR(row.front(), dot(first, x_t), allowed);
-      EXPECT_NEAR(row.back(), dot(last, x_t), allowed);
+      EXPECT_NEAR(row.front(), std::inner_product(first.begin(), first.end(), x_t.begin(), 0.0), allowed);
+      EXPECT_NEAR(row.back(), std::inner_product(last.begin(), last.end(), x_t.begin(), 0.0), allowed);
       EXPECT_EQ(row[static_cast<size_t>(out_dim / 2)], 0);
     }
   }

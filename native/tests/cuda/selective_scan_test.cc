@@ -266,9 +266,9 @@ TEST_F(CudaSelectiveScan, ChunksInTurn) {
       const Problem narrow = with_bfloat16_states(problem);
       Problem wide = narrow;
       wide.state_type = DType::kF32;
-      const Outputs narrowed = narrow.run(batch);
-      expect_same_bits(narrowed.out, wide.run(batch).out);
-      expect_close(narrowed.state, wide.run(batch).state, kRoundedStates);
+      const Outputs narrowed = narrow.run(batch), widened = wide.run(batch);
+      expect_same_bits(narrowed.out, widened.out);
+      expect_close(narrowed.state, widened.state, kRoundedStates);
     }
   }
 }

@@ -11,6 +11,15 @@
 namespace m4j::cuda::test {
 namespace {
 
+// Has the operation's result changed before it is handed out.
+template <auto kOp, auto kChange>
+void spoil(Ops& ops) {
+  ops.*kOp = [](const auto& args, const Share& share) {
+    (reference_ops().*kOp)(args, share);
+    kChange(args);
+  };
+}
+
 struct Wrong {
   const char* family;
   void (*spoil)(Ops&);
@@ -20,41 +29,11 @@ TEST(CudaSelfTest, RefusesWrongResults) {
   Engine engine(0);
   expect_known_answers(engine, reference_ops());
   const Wrong all[] = {
-      {"rms_norm",
-       [](Ops& ops) {
-         ops.rms_norm = [](const m4j::RmsNormArgs& a, const Share& share) {
-           reference_ops().rms_norm(a, share);
-           a.out[0] += 1000;
-         };
-       }},
-      {"linear, one token",
-       [](Ops& ops) {
-         ops.linear = [](const m4j::LinearArgs& a, const Share& share) {
-           reference_ops().linear(a, share);
-           a.out[0] += 1000;
-         };
-       }},
-      {"selective_scan",
-       [](Ops& ops) {
-         ops.selective_scan = [](const m4j::SelectiveScanArgs& a, const Share& share) {
-           reference_ops().selective_scan(a, share);
-           a.state[0] += 1000;
-         };
-       }},
-      {"softmax",
-       [](Ops& ops) {
-         ops.softmax = [](const m4j::SoftmaxArgs& a, const Share& share) {
-           reference_ops().softmax(a, share);
-           a.out[0] = NAN;
-         };
-       }},
-      {"sample",
-       [](Ops& ops) {
-         ops.sample = [](const SampleArgs& a, const Share& share) {
-           reference_ops().sample(a, share);
-           ++a.results[0].token;
-         };
-       }},
+      {"rms_norm", spoil<&Ops::rms_norm, [](const m4j::RmsNormArgs& a) { a.out[0] += 1000; }>},
+      {"linear, one token", spoil<&Ops::linear, [](const m4j::LinearArgs& a) { a.out[0] += 1000; }>},
+      {"selective_scan", spoil<&Ops::selective_scan, [](const m4j::SelectiveScanArgs& a) { a.state[0] += 1000; }>},
+      {"softmax", spoil<&Ops::softmax, [](const m4j::SoftmaxArgs& a) { a.out[0] = NAN; }>},
+      {"sample", spoil<&Ops::sample, [](const SampleArgs& a) { ++a.results[0].token; }>},
   };
   for (const Wrong& wrong : all) {
     Ops ops = reference_ops();
