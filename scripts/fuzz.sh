@@ -35,18 +35,20 @@ jvm_args="-Xmx1g -Djunit.jupiter.execution.timeout.mode=disabled"
 require_jdk
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
+touch "$logs/start"
 
-# fuzz MODULE CLASS METHOD: leaves METHOD.failed among the logs if the test found something. A run that ends clears
-# Surefire's folder of temporary files, which others may be starting from: each has its own.
+# fuzz MODULE CLASS METHOD: leaves METHOD.passed among the logs if nothing was found. Runs side by side share a target
+# folder: each has its own folder of Surefire's temporary files, which a run clears when it ends, and none looks for
+# changes since the last compilation, a list that each would rewrite while others read it and compile anew.
 fuzz() {
   local log=$logs/$3.log
   say "Fuzzing $2.$3 for $seconds seconds"
   if JAZZER_FUZZ=1 JAZZER_MAX_DURATION="${seconds}s" maven test -pl "$1" -am -Dtest="$2#$3" \
     -Dsurefire.failIfNoSpecifiedTests=false -Dsurefire.reportNameSuffix="$3" -DtempDir="surefire-$3" \
-    -Dmamba4j.test.jvmArgs="$jvm_args" >"$log" 2>&1 </dev/null; then
+    -Dmaven.compiler.useIncrementalCompilation=false -Dmamba4j.test.jvmArgs="$jvm_args" >"$log" 2>&1 </dev/null; then
     sed -n "s/^#[0-9]*[[:space:]]*DONE/    $3:&/p" "$log" >&2
+    touch "$logs/$3.passed"
   else
-    touch "$logs/$3.failed"
     tail -n 80 "$log" >&2
   fi
 }
@@ -54,16 +56,21 @@ fuzz() {
 # Compiled once, before several run at a time.
 modules=$(fuzz_tests | cut -d ' ' -f 1 | sort -u | paste -sd ,)
 maven --quiet test-compile -pl "$modules" -am || die "The fuzz tests could not be compiled; see above."
-ran=0
+ran=()
 while read -r module class method; do
   is_wanted "$method" || continue
-  ran=$((ran + 1))
+  ran+=("$method")
   while (($(jobs -rp | wc -l) >= $(nproc))); do wait -n || true; done
   fuzz "$module" "$class" "$method" &
 done < <(fuzz_tests)
 wait
 
-((ran > 0)) || die "No fuzz test is called ${wanted[*]}"
-failed=$(find "$logs" -name '*.failed' | wc -l)
-((failed == 0)) || die "$failed of $ran fuzz tests found something; see above."
-say "$ran fuzz tests found nothing."
+((${#ran[@]} > 0)) || die "No fuzz test is called ${wanted[*]}"
+# In a CI run the output is all that is left of an input.
+while IFS= read -r input; do
+  printf '%s, by gzip and base64:\n%s\n' "${input#"$ROOT"/}" "$(gzip -9nc "$input" | base64)" >&2
+done < <(find "$ROOT"/java/*/src/test/resources -name 'crash-*' -newer "$logs/start" 2>/dev/null)
+failed=()
+for method in "${ran[@]}"; do [[ -e $logs/$method.passed ]] || failed+=("$method"); done
+((${#failed[@]} == 0)) || die "Of ${#ran[@]} fuzz tests failed: ${failed[*]}; see above."
+say "${#ran[@]} fuzz tests found nothing."
