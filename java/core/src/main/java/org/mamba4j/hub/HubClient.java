@@ -21,6 +21,9 @@ import java.nio.file.StandardOpenOption;
 import java.time.Duration;
 import java.util.HashSet;
 import java.util.Set;
+import java.util.concurrent.ExecutionException;
+import java.util.concurrent.TimeUnit;
+import java.util.concurrent.TimeoutException;
 import org.mamba4j.ProgressListener;
 
 /** The hub's HTTP interface: list a repository, look up a file, transfer it. */
@@ -232,21 +235,12 @@ final class HubClient implements AutoCloseable {
     for (int hop = 0; hop <= MAX_REDIRECTS; hop++) {
       HttpRequest.Builder request = HttpRequest.newBuilder(address)
           .method(method, HttpRequest.BodyPublishers.noBody())
-          .timeout(options.timeout())
           .header("User-Agent", USER_AGENT)
           .headers(headers);
       if (atEndpoint && options.token() != null) {
         request.header("Authorization", "Bearer " + options.token());
       }
-      HttpResponse<InputStream> response;
-      try {
-        response = http.send(request.build(), HttpResponse.BodyHandlers.ofInputStream());
-      } catch (HttpTimeoutException e) {
-        throw new IOException(address.getHost() + " did not answer within " + options.timeout().toMillis() + " ms", e);
-      } catch (InterruptedException e) {
-        Thread.currentThread().interrupt();
-        throw new InterruptedIOException("interrupted while waiting for " + address);
-      }
+      HttpResponse<InputStream> response = answer(request.build());
       if (!isRedirect(response.statusCode())) {
         return response;
       }
@@ -259,6 +253,32 @@ final class HubClient implements AutoCloseable {
       address = next;
     }
     throw new HubException(start + " redirects more than " + MAX_REDIRECTS + " times");
+  }
+
+  /** Waits for the headers alone: from JDK 26 on, a request's own timeout is for its whole body too. */
+  private HttpResponse<InputStream> answer(HttpRequest request) throws IOException {
+    var pending = http.sendAsync(request, HttpResponse.BodyHandlers.ofInputStream());
+    try {
+      return pending.get(options.timeout().toNanos(), TimeUnit.NANOSECONDS);
+    } catch (TimeoutException e) {
+      pending.cancel(true);
+      throw noAnswer(request, e);
+    } catch (ExecutionException e) {
+      throw switch (e.getCause()) {
+        case HttpTimeoutException connecting -> noAnswer(request, connecting);
+        case IOException broken -> broken;
+        case Throwable other -> new IOException(request.uri() + " could not be asked: " + other, other);
+      };
+    } catch (InterruptedException e) {
+      pending.cancel(true);
+      Thread.currentThread().interrupt();
+      throw new InterruptedIOException("interrupted while waiting for " + request.uri());
+    }
+  }
+
+  private IOException noAnswer(HttpRequest request, Exception cause) {
+    return new IOException(
+        request.uri().getHost() + " did not answer within " + options.timeout().toMillis() + " ms", cause);
   }
 
   private static URI redirectTarget(URI from, String location) throws HubException {

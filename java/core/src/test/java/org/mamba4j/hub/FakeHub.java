@@ -69,6 +69,9 @@ final class FakeHub implements AutoCloseable {
    */
   volatile BooleanSupplier readyToCut = () -> true;
 
+  /** Milliseconds before every eighth of a body. */
+  volatile long slowness;
+
   private final ServerSocket socket;
 
   FakeHub() throws IOException {
@@ -179,7 +182,10 @@ final class FakeHub implements AutoCloseable {
     out.write(text.toString().getBytes(StandardCharsets.ISO_8859_1));
     if (!request.method().equals("HEAD")) {
       int n = response.cutAfter() < 0 ? response.body().length : (int) Math.min(response.cutAfter(), response.body().length);
-      out.write(response.body(), 0, n);
+      for (int i = 0; i < 8; i++) {
+        Thread.sleep(slowness);
+        out.write(response.body(), n / 8 * i, i < 7 ? n / 8 : n - n / 8 * 7);
+      }
     }
     out.flush();
     Thread.sleep(response.stallMillis());

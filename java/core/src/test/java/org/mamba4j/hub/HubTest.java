@@ -20,6 +20,7 @@ import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
+import java.util.Set;
 import java.util.concurrent.Callable;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
@@ -80,7 +81,7 @@ class HubTest {
   }
 
   private HubOptions options(String token, boolean offline) {
-    return new HubOptions(hub.address(), cache(), token, offline, Duration.ofSeconds(2), Duration.ofMillis(1));
+    return new HubOptions(hub.address(), cache(), token, offline, Duration.ofSeconds(20), Duration.ofMillis(1));
   }
 
   private Path download() throws IOException {
@@ -327,18 +328,30 @@ class HubTest {
     assertTrue(e.getMessage().contains("cannot be reached") && e.getMessage().contains("acme/other"), e.getMessage());
   }
 
+  @Test
+  void aTransferMayTakeLongerThanTheTimeout() throws IOException {
+    HubOptions impatient =
+        new HubOptions(hub.address(), cache(), null, false, Duration.ofSeconds(1), Duration.ofMillis(1));
+    hub.slowness = 150;
+    hub.files.keySet().retainAll(Set.of("config.json", "model.safetensors"));
+    Path snapshot = new Hub(impatient).download(REPO, "main", SILENT);
+    assertArrayEquals(WEIGHTS, Files.readAllBytes(snapshot.resolve("model.safetensors")));
+    assertEquals(List.of(FakeHub.resolve("config.json"), FakeHub.resolve("model.safetensors")),
+        hub.seen("GET").stream().filter(path -> path.contains("/resolve/")).sorted().toList());
+  }
+
   @ParameterizedTest
   @ValueSource(longs = {0, 100_000})
   void aSilentServerIsNotWaitedForForever(long bytesBeforeSilence) {
     HubOptions impatient =
-        new HubOptions(hub.address(), cache(), null, false, Duration.ofMillis(100), Duration.ofMillis(1));
+        new HubOptions(hub.address(), cache(), null, false, Duration.ofMillis(500), Duration.ofMillis(1));
     hub.override = request -> request.path().endsWith("model.safetensors") && request.method().equals("GET")
         ? FakeHub.file(request, "model.safetensors", WEIGHTS)
             .cut(request.header("range") == null ? bytesBeforeSilence : 0)
             .stall(30_000)
         : null;
     IOException e = assertThrows(IOException.class, () -> new Hub(impatient).download(REPO, "main", SILENT));
-    assertTrue(e.getMessage().contains("no data for 100 ms"), e.getMessage());
+    assertTrue(e.getMessage().contains("no data for 500 ms"), e.getMessage());
   }
 
   @Test
