@@ -92,21 +92,28 @@ TEST_F(ApiQueueTest, CallsChooseWhatTheyWouldAlone) {
 }
 
 TEST_F(ApiQueueTest, ASlotInFlightIsBusy) {
-  const QueuePtr queue = make_queue(engine);
-  const m4j_slot slot = take(states);
-  Batch slow({slot}, sequence(20000), M4J_LOGITS_LAST, V), other({slot}, sequence(1), M4J_LOGITS_LAST, V);
-  submit(queue, slow, 1);
+  Pause pause;
+  const EnginePtr slow_engine = make_engine(2, nullptr, Pause::log, &pause);
+  const ModelPtr slow_model = make_model(slow_engine, tiny);
+  const StatesPtr pool = make_states(slow_model);
+  const QueuePtr queue = make_queue(slow_engine);
+  m4j_states* s = pool.get();
+  const m4j_slot slot = take(pool);
+  Batch slow({slot}, sequence(20), M4J_LOGITS_LAST, V), other({slot}, sequence(1), M4J_LOGITS_LAST, V);
+  ASSERT_EQ(m4j_queue_advance(queue.get(), s, slow.args(), 1, &err), M4J_OK) << err.message;
+  pause.inside.get_future().wait();
   int64_t position = 0;
-  expect_error(m4j_queue_advance(queue.get(), states.get(), other.args(), 2, &err), M4J_ERR_BUSY, {"slots"});
-  expect_error(m4j_advance(states.get(), other.args(), &err), M4J_ERR_BUSY, {"slots"});
-  expect_error(m4j_slot_position(states.get(), slot, &position, &err), M4J_ERR_BUSY, {"slot"});
-  expect_error(m4j_slot_release(states.get(), slot, &err), M4J_ERR_BUSY, {"slot"});
+  expect_error(m4j_queue_advance(queue.get(), s, other.args(), 2, &err), M4J_ERR_BUSY, {"slots"});
+  expect_error(m4j_advance(s, other.args(), &err), M4J_ERR_BUSY, {"slots"});
+  expect_error(m4j_slot_position(s, slot, &position, &err), M4J_ERR_BUSY, {"slot"});
+  expect_error(m4j_slot_release(s, slot, &err), M4J_ERR_BUSY, {"slot"});
   m4j_completion completion{};
   expect_error(m4j_queue_next(queue.get(), 0, &completion, &err), M4J_ERR_BUSY, {"0 ms"});
+  pause.go_on.set_value();
   EXPECT_EQ(next(queue), 1u);
-  EXPECT_EQ(m4j_slot_position(states.get(), slot, &position, &err), M4J_OK) << err.message;
-  EXPECT_EQ(position, 20000);
-  ASSERT_EQ(m4j_advance(states.get(), other.args(), &err), M4J_OK) << err.message;
+  EXPECT_EQ(m4j_slot_position(s, slot, &position, &err), M4J_OK) << err.message;
+  EXPECT_EQ(position, 20);
+  ASSERT_EQ(m4j_advance(s, other.args(), &err), M4J_OK) << err.message;
   const auto begin = std::chrono::steady_clock::now();
   expect_error(m4j_queue_next(queue.get(), 30, &completion, &err), M4J_ERR_BUSY, {"30 ms"});
   EXPECT_GE(std::chrono::steady_clock::now() - begin, std::chrono::milliseconds(30));

@@ -1,6 +1,5 @@
 #include <gtest/gtest.h>
 
-#include <future>
 #include <set>
 #include <thread>
 
@@ -255,20 +254,9 @@ TEST_F(ApiStatesTest, NullHandles) {
   EXPECT_EQ(m4j_slot_export_size(nullptr), 0);
 }
 
-// The log callback runs in the middle of a call: it lets this thread try the slot at that very moment.
-struct Pause {
-  std::promise<void> inside;
-  std::promise<void> go_on;
-};
-
 TEST_F(ApiStatesTest, SlotInUseIsBusyForEveryOtherCall) {
   Pause pause;
-  const auto log = [](void* user, int32_t, const char* message) {
-    if (std::string(message).find("workspace") == std::string::npos) return;  // grows once, in the first advance
-    static_cast<Pause*>(user)->inside.set_value();
-    static_cast<Pause*>(user)->go_on.get_future().wait();
-  };
-  const auto slow_engine = make_engine(2, nullptr, log, &pause);
+  const auto slow_engine = make_engine(2, nullptr, Pause::log, &pause);
   const auto slow_model = make_model(slow_engine, tiny);
   const auto pool = make_states(slow_model);
   const m4j_slot used = take(pool), idle = take(pool);

@@ -70,10 +70,10 @@ check "a JDK 17 alone is not enough" test "$status" = 1
 # ---- The download ----
 "$JAVA_HOME/bin/jwebserver" -b 127.0.0.1 -p 0 -d "$work/www" >"$work/server.log" 2>&1 &
 server=$!
-for _ in {1..100}; do
-  port=$(sed -n 's/^URL http:\/\/127\.0\.0\.1:\([0-9]*\).*/\1/p' "$work/server.log")
-  [[ -z $port ]] || break
+port=
+while [[ -z $port ]] && kill -0 "$server"; do
   sleep 0.1
+  port=$(sed -n 's/^URL http:\/\/127\.0\.0\.1:\([0-9]*\).*/\1/p' "$work/server.log")
 done
 api=http://127.0.0.1:$port
 

@@ -13,6 +13,12 @@ EnginePtr make_engine(int32_t threads, const char* simd_target, m4j_log_fn log, 
   return EnginePtr(engine);
 }
 
+void Pause::log(void* pause, int32_t, const char* message) {
+  if (std::string(message).find("workspace") == std::string::npos) return;
+  static_cast<Pause*>(pause)->inside.set_value();
+  static_cast<Pause*>(pause)->go_on.get_future().wait();
+}
+
 EnginePtr make_gpu_engine() {
   m4j_engine_options options{};
   options.struct_size = sizeof options;

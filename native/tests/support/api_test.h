@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <future>
 #include <memory>
 #include <string>
 #include <vector>
@@ -29,6 +30,14 @@ EnginePtr make_gpu_engine();
 ModelPtr make_model(const EnginePtr& engine, TinyModel& tiny);
 StatesPtr make_states(const ModelPtr& model, int64_t max_slots = 0);
 m4j_slot take(const StatesPtr& states);
+
+// The log callback of an engine whose first m4j_advance, in which its workspace grows, waits in the middle.
+struct Pause {
+  static void log(void* pause, int32_t level, const char* message);
+
+  std::promise<void> inside;
+  std::promise<void> go_on;
+};
 
 using Tokens = std::vector<int32_t>;
 

@@ -1,6 +1,7 @@
 package org.mamba4j.cli;
 
 import java.io.PrintWriter;
+import java.util.function.LongSupplier;
 import org.mamba4j.ProgressListener;
 
 /**
@@ -14,6 +15,7 @@ final class ProgressBar implements ProgressListener {
 
   private final PrintWriter err;
   private final boolean terminal;
+  private final LongSupplier nanoTime;
   private String current;
   private long startNanos;
   private long startDone;
@@ -22,13 +24,18 @@ final class ProgressBar implements ProgressListener {
 
   /** @param terminal whether {@code err} is a terminal, where a line can be redrawn */
   ProgressBar(PrintWriter err, boolean terminal) {
+    this(err, terminal, System::nanoTime);
+  }
+
+  ProgressBar(PrintWriter err, boolean terminal, LongSupplier nanoTime) {
     this.err = err;
     this.terminal = terminal;
+    this.nanoTime = nanoTime;
   }
 
   @Override
   public synchronized void progress(String what, long done, long total) {
-    long now = System.nanoTime();
+    long now = nanoTime.getAsLong();
     if (!what.equals(current)) {
       endLine();
       current = what;

@@ -63,6 +63,7 @@ class GenerationTest {
     final List<Integer> fed = new ArrayList<>();
     final AtomicInteger calls = new AtomicInteger();
     final AtomicInteger closed = new AtomicInteger();
+    final CountDownLatch released = new CountDownLatch(1);
     final Tensor logits = Tensor.allocate(Arena.ofAuto(), DType.F32, VOCAB);
     Runnable beforeCall = () -> {};
     private int preferred;
@@ -85,6 +86,11 @@ class GenerationTest {
       logits.setFloat(10, preferred);
       return sample(logits, sampler);
     }
+
+    void release() {
+      closed.incrementAndGet();
+      released.countDown();
+    }
   }
 
   private static int[] ids(String text) {
@@ -99,7 +105,7 @@ class GenerationTest {
     Set<Integer> stops = options.stopTokens() == null ? Set.of(END) : options.stopTokens();
     int[] prompt = new int[script.promptLength];
     return new Generation(
-        script, script.closed::incrementAndGet, prompt, VOCAB, tokenizer.newStreamDecoder(prompt), stops, options);
+        script, script::release, prompt, VOCAB, tokenizer.newStreamDecoder(prompt), stops, options);
   }
 
   private static List<GeneratedToken> drain(Generation generation) {
@@ -398,6 +404,7 @@ class GenerationTest {
     subscriber.subscription.cancel();
     subscriber.subscription.cancel();
     cancelled.countDown();
+    await(script.released);
     subscriber.silence();
     assertEquals(2, script.calls.get(), "the prompt is not fed further");
     assertEquals(1, script.closed.get());

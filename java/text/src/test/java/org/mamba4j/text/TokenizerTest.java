@@ -14,8 +14,10 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Set;
 import java.util.concurrent.Callable;
+import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
+import java.util.concurrent.TimeUnit;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -74,6 +76,7 @@ class TokenizerTest {
   @Test
   void threadsShareATokenizerAndMayCloseIt() throws Exception {
     Tokenizer tokenizer = Fixtures.demoTokenizer();
+    CountDownLatch using = new CountDownLatch(4);
     try (var executor = Executors.newFixedThreadPool(4)) {
       List<Callable<Integer>> tasks = Stream.generate(() -> (Callable<Integer>) () -> {
         for (int done = 0; ; done++) {
@@ -82,10 +85,13 @@ class TokenizerTest {
           } catch (IllegalStateException closed) {
             return done;
           }
+          if (done == 0) {
+            using.countDown();
+          }
         }
       }).limit(4).toList();
       List<Future<Integer>> running = tasks.stream().map(executor::submit).toList();
-      Thread.sleep(100);
+      assertTrue(using.await(60, TimeUnit.SECONDS));
       tokenizer.close();
       for (Future<Integer> task : running) {
         assertTrue(task.get() > 0);

@@ -212,7 +212,7 @@ class AsyncTest {
       assertEquals(20, session.position());
       assertThrows(IllegalStateException.class, session::logits);
       assertThrows(IllegalArgumentException.class, () -> session.nextAsync(sampler));
-      CompletableFuture<Integer> future = session.nextAsync(sampler, tokens(20_000));
+      CompletableFuture<Integer> future = session.nextAsync(sampler, tokens(IN_FLIGHT));
       assertMessage("in use", () -> twin.next(sampler, 1));
       assertMessage("in use", sampler::reset);
       future.get();
