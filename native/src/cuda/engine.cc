@@ -70,11 +70,20 @@ void Engine::wait_for(const unsigned* flag) const {
 }
 
 char* Engine::workspace(int64_t wanted) {
-  if (wanted > workspace_.bytes()) {
+  if (const int64_t had = workspace_.bytes(); wanted > had) {
     wait();
     ++workspace_moves;
     workspace_ = DeviceBuffer();  // first, so that old and new are not held at once
-    workspace_ = DeviceBuffer(wanted, "workspace", &bytes);
+    try {
+      workspace_ = DeviceBuffer(wanted, "workspace", &bytes);
+    } catch (const Failure&) {
+      try {
+        workspace_ = DeviceBuffer(had, "workspace", &bytes);
+      } catch (const Failure&) {
+        // the next call asks for what it needs
+      }
+      throw;
+    }
   }
   return workspace_.data();
 }

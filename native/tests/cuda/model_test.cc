@@ -325,11 +325,12 @@ TEST_F(CudaEngine, OddDimensionsAreRefused) {
 // States fill the card: an error that says so, and the model goes on.
 TEST_F(CudaEngine, OutOfMemoryLeavesTheModelUsable) {
   const EnginePtr engine = make_gpu_engine();
-  TinyModel tiny({.family = M4J_MAMBA2, .even = true}, run_seed());
+  TinyModel tiny({.family = M4J_MAMBA2, .even = true, .wide = true}, run_seed());
   const ModelPtr model = make_model(engine, tiny);
   const StatesPtr states = make_states(model);
-  const m4j_slot slot = take(states);
-  const auto before = advance(states, {slot}, {{1, 2, 3}}, tiny.config.vocab_size)[0];
+  const m4j_slot slot = take(states), other = take(states);
+  const int64_t V = tiny.config.vocab_size;
+  const auto before = advance(states, {slot}, {{1, 2, 3}}, V)[0], step = advance(states, {slot}, {{4}}, V)[0];
   struct Ballast : std::vector<void*> {  // all but little of the card's memory
     ~Ballast() {
       for (void* p : *this) cudaFree(p);
@@ -344,6 +345,14 @@ TEST_F(CudaEngine, OutOfMemoryLeavesTheModelUsable) {
       size /= 2;
     }
   }
+  Batch prompt({other}, {random.ids(20000, static_cast<int32_t>(V))}, M4J_LOGITS_LAST, V);
+  expect_error(m4j_advance(states.get(), prompt.args(), &err), M4J_ERR_OUT_OF_MEMORY, {"GPU memory", "workspace"});
+  int64_t position = -1;
+  EXPECT_EQ(m4j_slot_position(states.get(), other, &position, &err), M4J_OK) << err.message;
+  EXPECT_EQ(position, 0);
+  m4j_model* second = nullptr;
+  expect_error(m4j_model_create(engine.get(), &tiny.config, &tiny.weights(), &second, &err), M4J_ERR_OUT_OF_MEMORY,
+               {"GPU memory", "weights"});
   m4j_status status = M4J_OK;
   for (int i = 0; i < 100000 && status == M4J_OK; ++i) {
     m4j_slot next = 0;
@@ -351,7 +360,8 @@ TEST_F(CudaEngine, OutOfMemoryLeavesTheModelUsable) {
   }
   expect_error(status, M4J_ERR_OUT_OF_MEMORY, {"GPU memory", "states"});
   ASSERT_EQ(m4j_slot_reset(states.get(), slot, &err), M4J_OK) << err.message;
-  EXPECT_EQ(advance(states, {slot}, {{1, 2, 3}}, tiny.config.vocab_size)[0], before);
+  EXPECT_EQ(advance(states, {slot}, {{1, 2, 3}}, V)[0], before);
+  EXPECT_EQ(advance(states, {slot}, {{4}}, V)[0], step);
 }
 
 }  // namespace
