@@ -432,5 +432,41 @@ TEST_F(CudaSelectiveScan, OffsetsBeyond32Bits) {
   }
 }
 
+// Sequences in chunks, side by side and in turn: rows far apart give the bits that rows next to each other give.
+TEST_F(CudaSelectiveScan, ChunksWithOffsetsBeyond32Bits) {
+  constexpr int64_t E = 64, N = 16;
+  std::vector<int64_t> in_turn(800, 4);
+  in_turn[0] = 1025;
+  in_turn[799] = 512;
+  for (const std::vector<int64_t>& lengths : {std::vector<int64_t>{1500, 700}, in_turn}) {
+    const Ragged batch(lengths, random);
+    const Problem problem(random, DType::kBF16, batch, E, N, 1);
+    const int64_t ld = (int64_t{1} << 31) / (batch.tokens - 1) / 8 * 8 + 8;
+    const FarMemory rows(DType::kBF16, batch.tokens * ld);
+    const auto move = [&](void* to, int64_t to_ld, const void* from, int64_t from_ld, int64_t cols) {
+      must(cudaMemcpy2D(to, 2 * to_ld, from, 2 * from_ld, 2 * cols, batch.tokens, cudaMemcpyDeviceToDevice));
+    };
+    const auto spread = [&](int64_t column, const std::vector<float>& values, int64_t cols) {
+      const DeviceArray compact(DType::kBF16, values, cols);
+      move(rows.at(column), ld, compact.data(), cols, cols);
+      return rows.at(column);
+    };
+    const void *u = spread(0, problem.u, E), *delta = spread(E, problem.delta, E), *z = spread(2 * E, problem.z, E),
+               *B = spread(3 * E, problem.B, N), *C = spread(3 * E + N, problem.C, N);
+    void* out = rows.at(4 * E);
+    const DeviceArray A(DType::kF32, problem.A, E), D(DType::kF32, problem.D, E),
+        bias(DType::kF32, problem.delta_bias, E), states(DType::kF32, problem.states, N * E);
+    const int64_t bytes = selective_scan_workspace(E, N, 1, batch.segments());
+    ASSERT_GT(bytes, 0);
+    const DeviceArray workspace(DType::kF32, 1, (bytes + 3) / 4);
+    selective_scan({DType::kBF16, u, ld, delta, ld, A.floats(), B, C, ld, D.floats(), z, ld, bias.floats(), true,
+                    batch.segments(), E, N, 1, states.data(), N * E, out, ld, {workspace.data(), bytes}},
+                   nullptr);
+    const DeviceArray compact(DType::kBF16, batch.tokens, E);
+    move(compact.data(), E, out, ld, E);
+    expect_same_bits({compact.read(), states.read()}, problem.run(batch));
+  }
+}
+
 }  // namespace
 }  // namespace m4j::cuda::test
