@@ -330,7 +330,7 @@ TEST_F(CudaEngine, OutOfMemoryLeavesTheModelUsable) {
   const StatesPtr states = make_states(model);
   const m4j_slot slot = take(states), other = take(states);
   const int64_t V = tiny.config.vocab_size;
-  const auto before = advance(states, {slot}, {{1, 2, 3}}, V)[0], step = advance(states, {slot}, {{4}}, V)[0];
+  const auto before = advance(states, {slot}, {{1, 2, 3, 4, 5}}, V)[0], step = advance(states, {slot}, {{6}}, V)[0];
   struct Ballast : std::vector<void*> {  // all but little of the card's memory
     ~Ballast() {
       for (void* p : *this) cudaFree(p);
@@ -360,8 +360,8 @@ TEST_F(CudaEngine, OutOfMemoryLeavesTheModelUsable) {
   }
   expect_error(status, M4J_ERR_OUT_OF_MEMORY, {"GPU memory", "states"});
   ASSERT_EQ(m4j_slot_reset(states.get(), slot, &err), M4J_OK) << err.message;
-  EXPECT_EQ(advance(states, {slot}, {{1, 2, 3}}, V)[0], before);
-  EXPECT_EQ(advance(states, {slot}, {{4}}, V)[0], step);
+  EXPECT_EQ(advance(states, {slot}, {{1, 2, 3, 4, 5}}, V)[0], before);
+  EXPECT_EQ(advance(states, {slot}, {{6}}, V)[0], step);
 }
 
 }  // namespace
