@@ -101,7 +101,8 @@ final class ConvertCommand extends CliCommand {
     checkPlace(quantised);
     Path written = out.resolve(quantised ? GGUF : SAFETENSORS);
     int count;
-    try (Checkpoint checkpoint = Checkpoint.open(source)) {
+    try (Checkpoint checkpoint = Checkpoint.open(source);
+        Interrupt interrupt = new Interrupt(Thread.currentThread()::interrupt)) {
       count = checkpoint.hfTensors().size();
       if (quantised) {
         writeGguf(written, source, checkpoint);

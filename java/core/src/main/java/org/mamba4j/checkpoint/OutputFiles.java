@@ -1,8 +1,10 @@
 package org.mamba4j.checkpoint;
 
 import java.io.IOException;
+import java.io.InterruptedIOException;
 import java.lang.foreign.MemorySegment;
 import java.nio.ByteBuffer;
+import java.nio.channels.ClosedByInterruptException;
 import java.nio.channels.FileChannel;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -24,6 +26,8 @@ final class OutputFiles {
   /**
    * Writes a file beside its place under another name, flushes it to disk and moves it. An existing file is replaced,
    * also one behind a link; readers that have it mapped keep the old one. What is no file, such as a device, is refused.
+   *
+   * @throws InterruptedIOException if the thread is interrupted; nothing has changed then
    */
   static void replace(Path place, Content content) throws IOException {
     Path path = Files.isSymbolicLink(place) ? place.toRealPath() : place;
@@ -37,6 +41,8 @@ final class OutputFiles {
         out.force(true);
       }
       Files.move(partial, path, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
+    } catch (ClosedByInterruptException e) {
+      throw new InterruptedIOException("interrupted while writing " + place);
     } finally {
       Files.deleteIfExists(partial);
     }

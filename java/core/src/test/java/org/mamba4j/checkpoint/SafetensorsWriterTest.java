@@ -6,6 +6,7 @@ import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.io.IOException;
+import java.io.InterruptedIOException;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
@@ -95,6 +96,21 @@ class SafetensorsWriterTest {
         () -> SafetensorsWriter.write(path, Map.of(SafetensorsHeader.METADATA, heap), Map.of()));
     try (var files = Files.list(folder)) {
       assertEquals(0, files.count());
+    }
+  }
+
+  @Test
+  void anInterruptedWriteLeavesNothingBehind() throws IOException {
+    Path path = folder.resolve("out.safetensors");
+    try (Arena arena = Arena.ofConfined()) {
+      Map<String, Tensor> tensors = Map.of("t", Tensor.copyOf(arena, new float[] {1}, 1));
+      Thread.currentThread().interrupt();
+      var e = assertThrows(InterruptedIOException.class, () -> SafetensorsWriter.write(path, tensors, Map.of()));
+      assertTrue(Thread.interrupted(), "the flag stays set");
+      assertTrue(e.getMessage().contains(path.toString()), e.getMessage());
+      try (var files = Files.list(folder)) {
+        assertEquals(0, files.count());
+      }
     }
   }
 
