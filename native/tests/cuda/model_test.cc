@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <thread>
 
 #include "ops/half.h"
 #include "support/api_test.h"
@@ -323,6 +324,41 @@ TEST_F(CudaEngine, OddDimensionsAreRefused) {
 }
 
 // States fill the card: an error that says so, and the model goes on.
+// Engines on one GPU share its kernels' settings, and launch them with other sizes at the same time.
+TEST_F(CudaEngine, EnginesOnOneGpuComputeAtOnce) {
+  TinyModel tiny({.dtype = DType::kBF16, .even = true, .wide = true}, run_seed());
+  const int64_t V = tiny.config.vocab_size;
+  tiny.weights();
+  struct User {
+    EnginePtr engine;
+    ModelPtr model;
+    StatesPtr states;
+    m4j_slot slot;
+    Tokens text;
+    std::vector<float> expected;
+  };
+  std::vector<User> users;
+  for (const int64_t length : {24, 48, 8}) {
+    User u{make_gpu_engine(), nullptr, nullptr, 0, random.ids(length, static_cast<int32_t>(V)), {}};
+    u.model = make_model(u.engine, tiny);
+    u.states = make_states(u.model);
+    u.slot = take(u.states);
+    u.expected = advance(u.states, {u.slot}, {u.text}, V)[0];
+    users.push_back(std::move(u));
+  }
+  std::vector<std::thread> threads;
+  for (const User& u : users) {
+    threads.emplace_back([&u, V] {
+      m4j_error error{};
+      for (int i = 0; i < 200 && !HasFailure(); ++i) {
+        ASSERT_EQ(m4j_slot_reset(u.states.get(), u.slot, &error), M4J_OK) << error.message;
+        EXPECT_EQ(advance(u.states, {u.slot}, {u.text}, V)[0], u.expected);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
 TEST_F(CudaEngine, OutOfMemoryLeavesTheModelUsable) {
   const EnginePtr engine = make_gpu_engine();
   TinyModel tiny({.family = M4J_MAMBA2, .even = true, .wide = true}, run_seed());

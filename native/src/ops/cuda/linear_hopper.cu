@@ -249,6 +249,18 @@ CUtensorMap tensor_map(Encode encode, DType dtype, const void* matrix, int64_t r
   return map;
 }
 
+// Shared memory behind the stages, and in all, at most. Each launch allows so much, not what it takes: what is allowed
+// belongs to the function, and another engine on this GPU may be about to launch it.
+constexpr int kMostBehind = [] {
+  int most = kTokens * 128;
+  for (const int splits : kSplits) {
+    most = std::max(most, (splits - 1) * ((kMostUnits + splits - 1) / splits) * kConsumers * 16);
+  }
+  return most;
+}();
+constexpr int kMostShared = kStagesBytes + kMostBehind + 1024;
+static_assert(Tile<kMostUnits>::kSumBytes <= kStagesBytes);
+
 struct Plan {
   int64_t splits, row_tiles, token_tile;
 };
@@ -265,7 +277,7 @@ int64_t clusters_at_once(int splits) {
   config.attrs = &cluster;
   config.numAttrs = 1;
   const auto kernel = reinterpret_cast<const void*>(linear_hopper_kernel<__nv_bfloat16, kFewestUnits>);
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kStagesBytes), "cudaFuncSetAttribute");
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMostShared), "cudaFuncSetAttribute");
   int clusters = 0;
   check(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config), "cudaOccupancyMaxActiveClusters");
   return std::max(clusters, 1);
@@ -319,8 +331,7 @@ void run(Encode encode, const LinearArgs& a, const Plan& plan, const void* weigh
   const int64_t parts = (plan.splits - 1) * ceil_div(kUnits, plan.splits) * kConsumers * 16;
   const int64_t behind = std::max(parts, kTokens * 128 - x_bytes);
   const int64_t shared = std::max<int64_t>(stages * stage_bytes + behind, Shape::kSumBytes) + 1024;  // to be aligned
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
-        "cudaFuncSetAttribute");
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMostShared), "cudaFuncSetAttribute");
   const Product product = {.bias = a.bias,
                            .tokens = a.tokens,
                            .out = a.out,

@@ -420,13 +420,15 @@ unsigned blocks_of_row(const SampleArgs& a) {
 }  // namespace
 
 void sample(const SampleArgs& a, cudaStream_t stream) {
-  const int bytes = static_cast<int>((a.vocab_size + 31) / 32 * 4);
-  check(cudaFuncSetAttribute(sample_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "sample");
+  constexpr int kMostBytes = kMaxGpuSampleVocab / 8;
+  const auto bytes = static_cast<std::size_t>((a.vocab_size + 31) / 32 * 4);
+  // Not `bytes`: what is allowed belongs to the function, and another engine on this GPU may be about to launch it.
+  check(cudaFuncSetAttribute(sample_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMostBytes), "sample");
   const unsigned blocks = blocks_of_row(a);
   launch_kernel("sample", sample_kernel,
                 {.blocks = a.count * blocks,
                  .threads = kThreads,
-                 .shared_bytes = static_cast<std::size_t>(bytes),
+                 .shared_bytes = bytes,
                  .cluster = blocks},
                 stream, a);
 }
