@@ -9,6 +9,7 @@
 #include "ops/ops.h"
 #include "runtime/checked.h"
 #include "runtime/cuda_device.h"
+#include "runtime/fair_mutex.h"
 #include "runtime/memory.h"
 #include "runtime/team.h"
 
@@ -54,7 +55,7 @@ class Engine {
 
    private:
     Engine& engine_;
-    std::lock_guard<std::mutex> lock_;
+    const std::lock_guard<FairMutex> lock_;
     float* scratch_ = nullptr;
     int64_t scratch_stride_ = 0;
   };
@@ -65,7 +66,7 @@ class Engine {
  private:
   const EngineLog log_;
   Team team_;
-  std::mutex turn_;
+  FairMutex turn_;
   FloatBuffer workspace_;
 };
 
