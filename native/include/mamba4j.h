@@ -247,7 +247,7 @@ typedef struct m4j_states m4j_states;
 typedef uint64_t m4j_slot;
 
 /* Makes a pool of states that may hold up to max_slots slots (0: as many as memory allows). Slots take memory only
- * while they are taken. */
+ * while they are taken; on a GPU the pool keeps it for slots to come until it is released. */
 M4J_API m4j_status m4j_states_create(m4j_model* model, int64_t max_slots, m4j_states** out, m4j_error* err);
 M4J_API void m4j_states_release(m4j_states* states);
 

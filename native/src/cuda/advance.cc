@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <exception>
 
 #include "cuda/forward.h"
 #include "model/block_plan.h"
@@ -269,13 +270,18 @@ void prefill(States& states, const m4j_advance_args& args, const int64_t* slots)
     states.choices.reserve(args.n_seqs);
     states.choices.fill(args, args.n_seqs, m.config.vocab_size);
   }
+  // Whatever it was, windows and states may have been replaced by then, or still be.
+  const auto broken_off = [&](const char* why) {
+    cudaStreamSynchronize(engine.stream);
+    fail(M4J_ERR_INTERNAL, "broken off, the sequences may have changed: %s", why);
+  };
   try {
     prefill_blocks(states, args, slots, capacity, inputs, act);
     engine.wait();
   } catch (const Failure& e) {
-    // Whatever it was, windows and states may have been replaced by then, or still be.
-    cudaStreamSynchronize(engine.stream);
-    fail(M4J_ERR_INTERNAL, "broken off, the sequences may have changed: %s", e.message);
+    broken_off(e.message);
+  } catch (const std::exception& e) {
+    broken_off(e.what());
   }
   if (chooses) states.choices.hand_over(args);
 }

@@ -33,10 +33,10 @@ int checked_device(int ordinal) {
 }  // namespace
 
 Engine::Engine(int ordinal) : ordinal_(checked_device(ordinal)) {
-  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
   std::size_t free = 0, total = 0;
   check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
   memory_bytes = static_cast<int64_t>(total);
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
 }
 
 Engine::~Engine() {

@@ -21,10 +21,13 @@ Transfers::~Transfers() {
 }
 
 Transfers::Half& Transfers::next_half() {
+  // Both before the first is used, or a copy could fail when its beginning has arrived.
+  for (Half& half : halves_) {
+    if (half.memory.data() == nullptr) half.memory = PinnedBuffer(kHalf);
+    if (half.done == nullptr) check(cudaEventCreateWithFlags(&half.done, cudaEventDisableTiming), "cudaEventCreate");
+  }
   Half& half = halves_[next_];
   next_ = 1 - next_;
-  if (half.memory.data() == nullptr) half.memory = PinnedBuffer(kHalf);
-  if (half.done == nullptr) check(cudaEventCreateWithFlags(&half.done, cudaEventDisableTiming), "cudaEventCreate");
   check(cudaEventSynchronize(half.done), "copy over the bus");
   return half;
 }

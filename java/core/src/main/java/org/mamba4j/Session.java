@@ -294,11 +294,9 @@ public final class Session implements AutoCloseable {
   public void restore(StateSnapshot snapshot) {
     enter();
     try {
-      if (spoiled) {
-        resetState();
-      }
       MemorySegment bytes = snapshot.segment();
       check(mamba4j_h.m4j_slot_import(states(), handle.slot, bytes, bytes.byteSize(), error()));
+      spoiled = false;
       position = snapshot.position();
       logitsValid = false;
     } finally {
@@ -319,7 +317,10 @@ public final class Session implements AutoCloseable {
     return readState("SSM state", model.config().ssmStateShape(), false);
   }
 
-  /** Gives the state back after waiting for a running call. May be called from any thread, any number of times. */
+  /**
+   * Gives the state back after waiting for a running call. May be called from any thread, any number of times. On a GPU
+   * its memory serves the model's next sessions, and is free again when the model is closed.
+   */
   @Override
   public void close() {
     handle.close();

@@ -16,6 +16,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.FieldSource;
+import org.mamba4j.ffi.mamba4j_h;
 
 @Timeout(120)
 class SessionTest {
@@ -165,6 +166,28 @@ class SessionTest {
       assertEquals(3, session.position());
       assertArrayEquals(state, session.ssmState().toFloatArray());
       assertEquals(model.config().vocabSize(), session.logits().size());
+    }
+  }
+
+  @Test
+  void afterAnInternalFailureOnlyAGoodSnapshotHelps() throws IOException {
+    try (Model model = Model.load(TestData.golden("mamba2-g1"));
+        Model other = Model.load(TestData.golden("mamba2-g2"));
+        Session session = model.newSession();
+        Session foreign = other.newSession()) {
+      session.advance(1);
+      StateSnapshot good = session.snapshot();
+      session.advance(2);
+      float[] expected = session.logits().toFloatArray();
+      StateSnapshot wrong = foreign.snapshot();
+      session.advancedInBatch(mamba4j_h.M4J_ERR_INTERNAL(), 1);
+      assertThrows(IllegalStateException.class, () -> session.advance(2));
+      assertThrows(IllegalArgumentException.class, () -> session.restore(wrong));
+      assertThrows(IllegalStateException.class, () -> session.advance(2));
+      session.restore(good);
+      assertEquals(1, session.position());
+      session.advance(2);
+      assertArrayEquals(expected, session.logits().toFloatArray());
     }
   }
 

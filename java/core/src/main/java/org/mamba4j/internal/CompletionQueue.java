@@ -92,12 +92,18 @@ public final class CompletionQueue {
 
   /** Completes {@code future} in a thread where what depends on it may block. */
   public static <T> void complete(CompletableFuture<T> future, T value, Throwable failure) {
-    Runnable completion =
-        failure == null ? () -> future.complete(value) : () -> future.completeExceptionally(failure);
     try {
-      Thread.startVirtualThread(completion);
+      Thread.startVirtualThread(() -> end(future, value, failure));
     } catch (RuntimeException | OutOfMemoryError e) {
-      completion.run(); // better in the wrong thread than never
+      end(future, value, failure); // better in the wrong thread than never
+    }
+  }
+
+  private static <T> void end(CompletableFuture<T> future, T value, Throwable failure) {
+    if (failure == null) {
+      future.complete(value);
+    } else {
+      future.completeExceptionally(failure);
     }
   }
 
