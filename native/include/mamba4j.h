@@ -225,7 +225,8 @@ typedef struct m4j_model_weights {
 
 /* Makes a model. The matrices (embedding, lm_head, in_proj, x_proj, dt_proj, out_proj) are borrowed: their memory must
  * stay valid and unchanged until the model and every pool of states made from it are released, and calls in queues that
- * use them have completed. The small tensors are copied. The descriptors themselves may go after the call. */
+ * use them have completed; on a GPU, which gets a copy, until this call returns. The small tensors are copied. The
+ * descriptors themselves may go after the call. */
 M4J_API m4j_status m4j_model_create(m4j_engine* engine, const m4j_model_config* config,
                                     const m4j_model_weights* weights, m4j_model** out, m4j_error* err);
 M4J_API void m4j_model_release(m4j_model* model);

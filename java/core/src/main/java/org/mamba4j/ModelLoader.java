@@ -113,10 +113,14 @@ final class ModelLoader {
       states = out.get(C_POINTER, 0);
     }
     long parameters = checkpoint.hfTensors().values().stream().mapToLong(Tensor::size).sum();
-    if (copied) {
+    boolean uploaded = engine.device().isCuda(); // the GPU has its own copy
+    if (copied || uploaded) {
       checkpoint.close();
     }
-    var handle = new Model.Handle(model, states, queue, ownEngine, copied ? null : checkpoint, copies);
+    if (uploaded) {
+      Reclaimer.close(copies);
+    }
+    var handle = new Model.Handle(model, states, queue, ownEngine, copied || uploaded ? null : checkpoint, copies);
     return new Model(folder, config, engine, parameters, weightBytes, handle);
   }
 

@@ -4,8 +4,11 @@ import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 
 import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
 import java.util.Arrays;
 import org.junit.jupiter.api.Test;
+import org.mamba4j.Model;
 import org.mamba4j.text.FinishReason;
 import org.mamba4j.text.GenerationOptions;
 import org.mamba4j.text.GenerationResult;
@@ -29,6 +32,14 @@ class DemoModelTest {
       assertEquals(FinishReason.LENGTH, result.finishReason());
       assertEquals(model.tokenizer().decode(CONTINUATION), result.text());
       assertArrayEquals(CONTINUATION, model.generate(PROMPT_IDS, options).tokens(), "from ids");
+    }
+  }
+
+  @Test
+  void onlyTheCpuReadsTheFileAfterLoading() throws IOException {
+    try (Model model = Model.load(Goldens.DEMO_MODEL, Goldens.options())) {
+      String file = Goldens.DEMO_MODEL.resolve("model.safetensors").toRealPath().toString();
+      assertEquals(!model.engine().device().isCuda(), Files.readString(Path.of("/proc/self/maps")).contains(file));
     }
   }
 
