@@ -69,7 +69,8 @@ wait
 # In a CI run the output is all that is left of an input.
 while IFS= read -r input; do
   printf '%s, by gzip and base64:\n%s\n' "${input#"$ROOT"/}" "$(gzip -9nc "$input" | base64)" >&2
-done < <(find "$ROOT"/java/*/src/test/resources -name 'crash-*' -newer "$logs/start" 2>/dev/null)
+done < <(find "$ROOT"/java/*/src/test/resources -newer "$logs/start" \
+  \( -name 'crash-*' -o -name 'timeout-*' -o -name 'oom-*' \) 2>/dev/null)
 failed=()
 for method in "${ran[@]}"; do [[ -e $logs/$method.passed ]] || failed+=("$method"); done
 ((${#failed[@]} == 0)) || die "Of ${#ran[@]} fuzz tests failed: ${failed[*]}; see above."

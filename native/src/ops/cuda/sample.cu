@@ -421,6 +421,7 @@ unsigned blocks_of_row(const SampleArgs& a) {
 
 void sample(const SampleArgs& a, cudaStream_t stream) {
   constexpr int kMostBytes = kMaxGpuSampleVocab / 8;
+  static_assert(sizeof(Shared) + kMostBytes <= 99 << 10);  // of the cards that have least
   const auto bytes = static_cast<std::size_t>((a.vocab_size + 31) / 32 * 4);
   // Not `bytes`: what is allowed belongs to the function, and another engine on this GPU may be about to launch it.
   check(cudaFuncSetAttribute(sample_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMostBytes), "sample");

@@ -29,7 +29,7 @@ public record ModelOptions(
      * In the mapped files, read by the operating system when first used and shared between processes. While the model
      * is open nobody may truncate the files: the operating system ends a process that reads behind their new end.
      * Models of at most 4 MiB are copied all the same, which makes them faster. A GPU has a copy of its own: its models
-     * need no file, and no memory of the process, once they are loaded.
+     * need no file, and no memory of the process for their matrices, once they are loaded.
      */
     MAPPED,
     /** In native memory of the process, read while loading. The files may change afterwards. */

@@ -17,7 +17,7 @@ final class Interrupt implements AutoCloseable {
   }
 
   private void cancelAndWait(Runnable cancel) {
-    cancel.run();
+    Thread.ofPlatform().daemon().start(cancel); // may wait itself, for a disk
     try {
       ended.await(PATIENCE_SECONDS, TimeUnit.SECONDS);
     } catch (InterruptedException e) {

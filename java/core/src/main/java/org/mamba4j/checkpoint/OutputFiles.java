@@ -42,7 +42,9 @@ final class OutputFiles {
       }
       Files.move(partial, path, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
     } catch (ClosedByInterruptException e) {
-      throw new InterruptedIOException("interrupted while writing " + place);
+      var interrupted = new InterruptedIOException("interrupted while writing " + place);
+      interrupted.initCause(e);
+      throw interrupted;
     } finally {
       Files.deleteIfExists(partial);
     }

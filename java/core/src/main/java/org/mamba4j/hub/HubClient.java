@@ -21,6 +21,7 @@ import java.nio.file.StandardOpenOption;
 import java.time.Duration;
 import java.util.HashSet;
 import java.util.Set;
+import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.ExecutionException;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.TimeoutException;
@@ -261,7 +262,7 @@ final class HubClient implements AutoCloseable {
     try {
       return pending.get(options.timeout().toNanos(), TimeUnit.NANOSECONDS);
     } catch (TimeoutException e) {
-      pending.cancel(true);
+      abandon(pending);
       throw noAnswer(request, e);
     } catch (ExecutionException e) {
       throw switch (e.getCause()) {
@@ -270,9 +271,23 @@ final class HubClient implements AutoCloseable {
         case Throwable other -> new IOException(request.uri() + " could not be asked: " + other, other);
       };
     } catch (InterruptedException e) {
-      pending.cancel(true);
+      abandon(pending);
       Thread.currentThread().interrupt();
       throw new InterruptedIOException("interrupted while waiting for " + request.uri());
+    }
+  }
+
+  /** Ends an exchange, one that is answered at this very moment too. */
+  private static void abandon(CompletableFuture<HttpResponse<InputStream>> pending) {
+    if (!pending.cancel(true)) {
+      pending.thenAccept(
+          response -> {
+            try {
+              response.body().close();
+            } catch (IOException e) {
+              // nobody reads it
+            }
+          });
     }
   }
 
