@@ -9,7 +9,6 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
@@ -26,28 +25,19 @@ void must(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
 }
 
-struct Times {
-  double median, min, max;  // ms
-};
-
-// Calls of a fifth of a millisecond say little one by one, and come before the card has reached its clocks.
+// Milliseconds a call. Calls of a fifth of one say little one by one, and come before the card has reached its clocks.
 template <typename Body>
-Times measure(std::size_t repeat, Body&& body) {
-  using Clock = std::chrono::steady_clock;
-  constexpr double kLeastMs = 50;
-  const auto since = [](Clock::time_point begin) {
-    return std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
-  };
-  Clock::time_point start = Clock::now();
-  for (int i = 0; i < 3 || since(start) < kLeastMs; ++i) body();
+Spread measure(std::size_t repeat, Body&& body) {
+  constexpr double kLeast = 0.05;  // seconds
+  double start = seconds();
+  for (int i = 0; i < 3 || seconds() - start < kLeast; ++i) body();
   std::vector<double> ms;
-  for (start = Clock::now(); ms.size() < repeat || since(start) < kLeastMs;) {
-    const auto begin = Clock::now();
+  for (start = seconds(); ms.size() < repeat || seconds() - start < kLeast;) {
+    const double begin = seconds();
     body();
-    ms.push_back(since(begin));
+    ms.push_back(1e3 * (seconds() - begin));
   }
-  std::sort(ms.begin(), ms.end());
-  return {ms[ms.size() / 2], ms.front(), ms.back()};
+  return spread_of(std::move(ms));
 }
 
 // Bytes a second of a large copy, reading and writing.
@@ -81,7 +71,7 @@ std::vector<int32_t> tokens(int64_t count, int64_t vocab) {
   return ids;
 }
 
-void print(const std::string& model, const std::string& work, const Times& t, double floor_ms) {
+void print(const std::string& model, const std::string& work, const Spread& t, double floor_ms) {
   std::printf("%-19s %-18s %9.3f ms (%.3f-%.3f)  floor %8.3f ms  %5.1f %%\n", model.c_str(), work.c_str(), t.median, t.min,
               t.max, floor_ms, 100 * floor_ms / t.median);
   std::fflush(stdout);

@@ -41,7 +41,7 @@ States::States(std::shared_ptr<const Model> model, int64_t max_slots)
       first_generation_(first_generation()) {
   if (model_->gpu != nullptr) {
     const Engine::Turn turn(*model_->engine);
-    CudaDevice::call(model_->engine->gpu->api.states_create, model_->gpu, max_slots == 0 ? 0 : max_slots_, &gpu_);
+    CudaDevice::call(model_->engine->gpu->api.states_create, model_->gpu, max_slots_, &gpu_);
   }
 }
 

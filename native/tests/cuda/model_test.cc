@@ -323,12 +323,10 @@ TEST_F(CudaEngine, OddDimensionsAreRefused) {
                {"d_inner", "43", "multiple of 8"});
 }
 
-// States fill the card: an error that says so, and the model goes on.
 // Engines on one GPU share its kernels' settings, and launch them with other sizes at the same time.
 TEST_F(CudaEngine, EnginesOnOneGpuComputeAtOnce) {
   TinyModel tiny({.dtype = DType::kBF16, .even = true, .wide = true}, run_seed());
   const int64_t V = tiny.config.vocab_size;
-  tiny.weights();
   struct User {
     EnginePtr engine;
     ModelPtr model;
@@ -359,6 +357,7 @@ TEST_F(CudaEngine, EnginesOnOneGpuComputeAtOnce) {
   for (std::thread& thread : threads) thread.join();
 }
 
+// What a prompt, another model and states ask of a full card: errors that say so, and the model goes on.
 TEST_F(CudaEngine, OutOfMemoryLeavesTheModelUsable) {
   const EnginePtr engine = make_gpu_engine();
   TinyModel tiny({.family = M4J_MAMBA2, .even = true, .wide = true}, run_seed());

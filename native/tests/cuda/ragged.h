@@ -102,7 +102,23 @@ class FarMemory {
     return to.read();
   }
 
+  // Rows that begin less than 2^31 bytes apart.
+  void write_rows(int64_t element, int64_t ld, const std::vector<float>& values, int64_t columns) const {
+    const DeviceArray from(dtype_, values, columns);
+    copy_rows(at(element), ld, from.data(), columns, static_cast<int64_t>(values.size()) / columns, columns);
+  }
+  std::vector<float> read_rows(int64_t element, int64_t ld, int64_t rows, int64_t columns) const {
+    const DeviceArray to(dtype_, rows, columns);
+    copy_rows(to.data(), columns, at(element), ld, rows, columns);
+    return to.read();
+  }
+
  private:
+  void copy_rows(void* to, int64_t ld_to, const void* from, int64_t ld_from, int64_t rows, int64_t columns) const {
+    const auto width = [&](int64_t count) { return bytes(static_cast<size_t>(count)); };
+    must(cudaMemcpy2D(to, width(ld_to), from, width(ld_from), width(columns), static_cast<size_t>(rows),
+                      cudaMemcpyDeviceToDevice));
+  }
   size_t bytes(size_t count) const { return static_cast<size_t>(dtype_bytes(dtype_, static_cast<int64_t>(count))); }
   const DType dtype_;
   void* base_ = nullptr;

@@ -4,18 +4,12 @@
 #include <limits>
 #include <numeric>
 
-#include "device_array.h"
 #include "ops/cuda/chain.cuh"
-#include "ops/cuda/cuda_ops.h"
-#include "support/op_test.h"
+#include "ragged.h"
 
 namespace m4j::cuda::test {
 namespace {
 
-using m4j::test::Outputs;
-using m4j::test::Random;
-
-constexpr DType kDTypes[] = {DType::kF32, DType::kF16, DType::kBF16};
 constexpr int64_t kSpareSlots = 2;
 
 double tolerance(DType dtype) { return dtype == DType::kF32 ? 1e-5 : 1e-2; }
@@ -393,21 +387,10 @@ TEST_F(CudaSsdChunk, OffsetsBeyond32Bits) {
   const Problem problem = Problem::random(random, DType::kBF16, {2, 64, 128, 1}, {300, 299});
   const int64_t ld = 4'000'000, tokens = problem.tokens();
   ASSERT_GT(ld * tokens, int64_t{1} << 31);
-  struct Rows {
-    Rows(int64_t bytes) { must(cudaMalloc(&data, static_cast<size_t>(bytes))); }
-    ~Rows() { cudaFree(data); }
-    void* data = nullptr;
-  };
-  const Rows x(2 * ld * tokens), bc(2 * ld * tokens), out(2 * ld * tokens);
-  const auto spread = [&](void* to, const std::vector<float>& values, int64_t cols) {
-    const DeviceArray compact(DType::kBF16, values, cols);
-    must(cudaMemcpy2D(to, 2 * ld, compact.data(), 2 * cols, 2 * cols, tokens, cudaMemcpyDeviceToDevice));
-  };
-  auto* B = static_cast<char*>(bc.data);
-  auto* C = B + 2 * problem.bc_cols();
-  spread(x.data, problem.x, problem.x_cols());
-  spread(B, problem.B, problem.bc_cols());
-  spread(C, problem.C, problem.bc_cols());
+  const FarMemory x(DType::kBF16, ld * tokens), bc(DType::kBF16, ld * tokens), out(DType::kBF16, ld * tokens);
+  x.write_rows(0, ld, problem.x, problem.x_cols());
+  bc.write_rows(0, ld, problem.B, problem.bc_cols());
+  bc.write_rows(problem.bc_cols(), ld, problem.C, problem.bc_cols());
   const DeviceArray dt(DType::kBF16, problem.dt, 2), A(DType::kF32, problem.A, 2), D(DType::kF32, problem.D, 2),
       bias(DType::kF32, problem.dt_bias, 2);
   const DeviceArray states(DType::kF32, problem.states, problem.state_size());
@@ -417,14 +400,12 @@ TEST_F(CudaSsdChunk, OffsetsBeyond32Bits) {
   const Segments segments = {static_cast<const Segment*>(items_memory.data()), 2, tokens, 300};
   const int64_t bytes = ssd_chunk_workspace(2, 64, 128, 1, segments);
   const DeviceArray workspace(DType::kF32, 1, (bytes + 3) / 4);
-  ssd_chunk({DType::kBF16, x.data, ld, dt.data(), 2, A.floats(), B, C, ld, D.floats(), bias.floats(), true, 0,
-             problem.dt_max, segments, 2, 64, 128, 1, states.floats(), problem.state_size(), out.data, ld,
-             {workspace.data(), bytes}},
+  ssd_chunk({DType::kBF16, x.at(0), ld, dt.data(), 2, A.floats(), bc.at(0), bc.at(problem.bc_cols()), ld, D.floats(),
+             bias.floats(), true, 0, problem.dt_max, segments, 2, 64, 128, 1, states.floats(), problem.state_size(),
+             out.at(0), ld, {workspace.data(), bytes}},
             nullptr);
-  const DeviceArray compact(DType::kBF16, tokens, problem.x_cols());
-  must(cudaMemcpy2D(compact.data(), 2 * problem.x_cols(), out.data, 2 * ld, 2 * problem.x_cols(), tokens,
-                    cudaMemcpyDeviceToDevice));
-  m4j::test::expect_close(Outputs{compact.read(), states.read()}, problem.expected(), 1e-2);
+  m4j::test::expect_close(Outputs{out.read_rows(0, ld, tokens, problem.x_cols()), states.read()}, problem.expected(),
+                          1e-2);
 }
 
 }  // namespace

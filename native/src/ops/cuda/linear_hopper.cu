@@ -249,16 +249,21 @@ CUtensorMap tensor_map(Encode encode, DType dtype, const void* matrix, int64_t r
   return map;
 }
 
+// Of the sums that the other blocks of a cluster hand to one.
+constexpr int parts_bytes(int splits, int units) {
+  return (splits - 1) * ((units + splits - 1) / splits) * kConsumers * 16;
+}
+
+constexpr int kAlignment = 1024;  // of the stages
+
 // Shared memory behind the stages, and in all, at most. Each launch allows so much, not what it takes: what is allowed
 // belongs to the function, and another engine on this GPU may be about to launch it.
 constexpr int kMostBehind = [] {
   int most = kTokens * 128;
-  for (const int splits : kSplits) {
-    most = std::max(most, (splits - 1) * ((kMostUnits + splits - 1) / splits) * kConsumers * 16);
-  }
+  for (const int splits : kSplits) most = std::max(most, parts_bytes(splits, kMostUnits));
   return most;
 }();
-constexpr int kMostShared = kStagesBytes + kMostBehind + 1024;
+constexpr int kMostShared = kStagesBytes + kMostBehind + kAlignment;
 static_assert(Tile<kMostUnits>::kSumBytes <= kStagesBytes);
 
 struct Plan {
@@ -328,9 +333,9 @@ void run(Encode encode, const LinearArgs& a, const Plan& plan, const void* weigh
   const int64_t x_bytes = plan.token_tile * 128, stage_bytes = Shape::kWeightBytes + Shape::kPanels * x_bytes;
   const int64_t stages = std::min<int64_t>({kStagesBytes / stage_bytes, ceil_div(steps, plan.splits), kMostStages});
   // Behind the stages: parts of sums, or what the last stage's x lacks to 64 rows.
-  const int64_t parts = (plan.splits - 1) * ceil_div(kUnits, plan.splits) * kConsumers * 16;
-  const int64_t behind = std::max(parts, kTokens * 128 - x_bytes);
-  const int64_t shared = std::max<int64_t>(stages * stage_bytes + behind, Shape::kSumBytes) + 1024;  // to be aligned
+  const int64_t behind =
+      std::max<int64_t>(parts_bytes(static_cast<int>(plan.splits), kUnits), kTokens * 128 - x_bytes);
+  const int64_t shared = std::max<int64_t>(stages * stage_bytes + behind, Shape::kSumBytes) + kAlignment;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMostShared), "cudaFuncSetAttribute");
   const Product product = {.bias = a.bias,
                            .tokens = a.tokens,

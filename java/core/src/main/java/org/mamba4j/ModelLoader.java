@@ -114,13 +114,14 @@ final class ModelLoader {
     }
     long parameters = checkpoint.hfTensors().values().stream().mapToLong(Tensor::size).sum();
     boolean uploaded = engine.device().isCuda(); // the GPU has its own copy
-    if (copied || uploaded) {
+    Checkpoint mapped = copied || uploaded ? null : checkpoint;
+    if (mapped == null) {
       checkpoint.close();
     }
     if (uploaded) {
       Reclaimer.close(copies);
     }
-    var handle = new Model.Handle(model, states, queue, ownEngine, copied || uploaded ? null : checkpoint, copies);
+    var handle = new Model.Handle(model, states, queue, ownEngine, mapped, copies);
     return new Model(folder, config, engine, parameters, weightBytes, handle);
   }
 

@@ -416,7 +416,7 @@ final class HubClient implements AutoCloseable {
     return e.getMessage() == null ? e.getClass().getSimpleName() : e.getMessage();
   }
 
-  /** A body that is closed when it stays silent for too long: the HTTP client's own time-out ends with the headers. */
+  /** A body that is closed when it stays silent for too long, however long it may be in all. */
   private static final class GuardedBody extends InputStream {
     private final InputStream body;
     private final Duration timeout;
