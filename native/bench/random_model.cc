@@ -288,13 +288,14 @@ m4j_advance_args RandomModel::args_for(const std::vector<m4j_slot>& slots, const
   return args;
 }
 
-const int32_t* RandomModel::next(const std::vector<m4j_slot>& slots, const std::vector<int32_t>& tokens) {
+const int32_t* RandomModel::next(const std::vector<m4j_slot>& slots, const std::vector<int32_t>& tokens,
+                                 float temperature) {
   m4j_advance_args args = args_for(slots, tokens);
   samplings_.resize(slots.size());
   sampling_pointers_.resize(slots.size());
   sampled_.resize(slots.size());
   for (size_t i = 0; i < slots.size(); ++i) {
-    samplings_[i] = {sizeof(m4j_sampling), 0, i, samplings_[i].draw + 1, 0, 1, 0.95f, 0, 1, nullptr, 0};
+    samplings_[i] = {sizeof(m4j_sampling), 0, i, samplings_[i].draw + 1, 0, temperature, 0.95f, 0, 1, nullptr, 0};
     sampling_pointers_[i] = &samplings_[i];
   }
   args.samplings = sampling_pointers_.data();
@@ -316,9 +317,10 @@ const float* RandomModel::advance(const std::vector<m4j_slot>& slots, const std:
   return logits_.data();
 }
 
-int64_t RandomModel::matrix_bytes() const {
+int64_t RandomModel::matrix_bytes(bool with_head) const {
   int64_t bytes = 0;
   for_each_matrix([&](const m4j_tensor& t) { bytes += dtype_bytes(static_cast<DType>(t.dtype), t.shape[0] * t.shape[1]); });
+  if (!with_head) return bytes;
   const m4j_tensor& head = weights_->model.embedding;
   return bytes + dtype_bytes(static_cast<DType>(head.dtype), head.shape[0] * head.shape[1]);
 }

@@ -40,12 +40,12 @@ class RandomModel {
   // M4J_LOGITS_NONE.
   const float* advance(const std::vector<m4j_slot>& slots, const std::vector<int32_t>& tokens,
                        int32_t logits_mode = M4J_LOGITS_LAST);
-  // The same, but the model chooses a token for each sequence, at temperature 1 with top-p 0.95, and keeps the logits.
-  const int32_t* next(const std::vector<m4j_slot>& slots, const std::vector<int32_t>& tokens);
+  // The same, but the model chooses a token for each sequence, with top-p 0.95 unless greedy, and keeps the logits.
+  const int32_t* next(const std::vector<m4j_slot>& slots, const std::vector<int32_t>& tokens, float temperature);
 
   int64_t vocab_size() const { return config_.vocab_size; }
-  // Bytes that a decode step must read at least: every matrix once, head included.
-  int64_t matrix_bytes() const;
+  // Bytes that a decode step must read at least: every matrix once, the head's where there are logits.
+  int64_t matrix_bytes(bool with_head = true) const;
   // Floating-point operations of the projections a token, without the head.
   double projection_flops() const;
   int64_t state_bytes() const;

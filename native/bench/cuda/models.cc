@@ -147,10 +147,13 @@ void measure_model(const char* name, RandomModel& model, const Options& options,
   for (const int64_t batch : options.decode.empty() ? usual : options.decode) {
     const std::vector<int32_t> ids = tokens(batch, model.vocab_size());
     const std::vector<m4j_slot> some = first(batch);
-    const double bytes = static_cast<double>(model.matrix_bytes()) + 2.0 * static_cast<double>(batch * model.state_bytes());
-    print(name, "decode B" + std::to_string(batch), measure(20, [&] { model.advance(some, ids); }), bytes / bandwidth * 1e3);
-    print(name, "  tokens", measure(20, [&] { model.next(some, ids); }), bytes / bandwidth * 1e3);
-    print(name, "  no logits", measure(20, [&] { model.advance(some, ids, M4J_LOGITS_NONE); }), bytes / bandwidth * 1e3);
+    const auto floor = [&](bool with_head) {
+      return 1e3 / bandwidth * static_cast<double>(model.matrix_bytes(with_head) + 2 * batch * model.state_bytes());
+    };
+    print(name, "decode B" + std::to_string(batch), measure(20, [&] { model.advance(some, ids); }), floor(true));
+    print(name, "  tokens", measure(20, [&] { model.next(some, ids, 1); }), floor(true));
+    print(name, "  greedy", measure(20, [&] { model.next(some, ids, 0); }), floor(true));
+    print(name, "  no head", measure(20, [&] { model.advance(some, ids, M4J_LOGITS_NONE); }), floor(false));
   }
   if (!options.decode.empty()) return;
   for (const auto& [batch, length] : std::vector<std::pair<int64_t, int64_t>>{{1, 512}, {1, 2048}, {8, 2048}}) {

@@ -21,10 +21,14 @@ __device__ inline unsigned cluster_rank() {
   return rank;
 }
 
-// __syncthreads() of all blocks of the cluster.
+// __syncthreads() of all blocks of the cluster. One warp makes what its block has written visible, for all of its warps:
+// barrier.cluster.arrive.release would have each of them wait for the memory.
 __device__ inline void cluster_meet() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+  __syncthreads();
+  if (cluster_blocks() == 1) return;
+  if (threadIdx.x < 32) asm volatile("fence.acq_rel.cluster;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 #else
   __syncthreads();
 #endif
