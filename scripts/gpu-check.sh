@@ -69,7 +69,8 @@ each_case() {
   shift 2
   # shellcheck disable=SC2016 # the inner shell expands it
   xargs -P "$AT_A_TIME" -I{} sh -c \
-    'limit=$1; shift; timeout "$limit" "$@" --gtest_filter="{}" >"$0.$$" 2>&1 && echo "ok {}" ||
+    'limit=$1; shift; start=$(date +%s)
+     timeout "$limit" "$@" --gtest_filter="{}" >"$0.$$" 2>&1 && echo "ok {} $(($(date +%s) - start)) s" ||
       { echo "FAILED ($?) {}"; tail -n 25 "$0.$$"; }; rm "$0.$$"' "$logs/case" "$limit" "$@" <<<"$cases"
 }
 
@@ -117,7 +118,7 @@ sanitizer() {
   cases=$(grep -E '^Cuda|CudaTensor' "$logs/cases" | grep -vE 'Beyond|Large|OutOfMemory|PartsForget|^CudaEngine|Models/')
   # Errors of the API are left out, as some cases ask for more memory than there is.
   # shellcheck disable=SC2016 # the inner shell expands it
-  each_case 300 "$cases" bash -c \
+  each_case 450 "$cases" bash -c \
     'log=$0.$$; "$@" >"$log" 2>&1; result=$?; cat "$log"
      ! grep "Race reported" "$log" | grep -qv nvjet || result=9
      rm "$log"; exit $result' "$log" \
@@ -158,6 +159,9 @@ run() {
     awk '/^[^ ]/ { suite = $1 } /^ / { print suite $1 }' >"$logs/cases"
   check native-tests native_cases
   check java-tests java_tests
+  check bench-scan "$here/bin/m4j-gpu-bench-scan"
+  check bench-ssd "$here/bin/m4j-gpu-bench-ssd"
+  check bench-models "$here/bin/m4j-gpu-bench-models" --bf16-states "${models[@]}"
   if ! $quick && ! command -v compute-sanitizer >/dev/null; then
     rows+=("not run     memcheck, racecheck: there is no compute-sanitizer here; it comes with the CUDA toolkit")
   elif ! $quick; then
@@ -166,9 +170,6 @@ run() {
     # decode_block.cuh.
     M4J_TEST_ONE_IN=10 check racecheck sanitizer racecheck --kernel-name-exclude kns=decode_step_kernel
   fi
-  check bench-scan "$here/bin/m4j-gpu-bench-scan"
-  check bench-ssd "$here/bin/m4j-gpu-bench-ssd"
-  check bench-models "$here/bin/m4j-gpu-bench-models" --bf16-states "${models[@]}"
 
   printf '\n'
   cat "$logs"/bench-*.log

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <utility>
 
 #include "ops/cuda/chain.cuh"
@@ -27,17 +28,20 @@ constexpr int kFewestUnits = 5, kFewestColumns = 512, kMostUnits = 16;
 // Beyond so many tokens cuBLASLt wins, unless the matrix has so few rows that it leaves multiprocessors idle.
 constexpr int64_t kMostTokens = 64, kFewRows = 256, kMostTokensOfFewRows = 1024;
 
+// Floats from a token's sums of so many units to the next token's: the lanes' stores meet no bank twice.
+__host__ __device__ constexpr int pitch_of(int units) { return kUnit * units | 8; }
+
 // A block computes 8 kUnits rows of weight times up to kTokens rows of x: one group of four warps; one more warp
 // fetches. The sum over the columns is divided among the blocks of a cluster, each of which adds the parts of some units
-// in the order of the blocks' numbers.
+// in the order of the blocks' numbers. Loops that the compiler would unroll are not: a layer's kernels drive each other
+// out of the instruction cache (bench/NOTES-gpu.md).
 template <int kUnits>
 struct Tile {
   static constexpr int kRows = kUnit * kUnits;
   static constexpr int kPanels = kUnits <= 6 ? 2 : 1;  // of a step: narrow tiles would spend their time at barriers
   static constexpr int kColumns = kPanel * kPanels;
   static constexpr int kPanelOfWeights = kRows * 128, kWeightBytes = kPanels * kPanelOfWeights;
-  static constexpr int kPitch = kRows | 8;  // of a token's sums: the lanes' stores meet no bank twice
-  static constexpr int kSumBytes = kTokens * kPitch * 4;
+  static constexpr int kSumBytes = kTokens * pitch_of(kUnits) * 4;
 };
 
 struct Product {
@@ -46,11 +50,11 @@ struct Product {
   void* out;
   int64_t ld_out;
   int steps;  // of Tile::kColumns columns
-  unsigned splits, row_tiles;
-  int units, more;         // of a row tile; the first `more` tiles have one more
-  int token_tile, stages;  // token_tile: tokens of a block, a multiple of 8
-  bool wide;               // out is float32
-  bool next_at_once;       // it starts the next kernel first, not when all is on its way
+  int split_bits, row_tiles;  // the sum over the columns is divided among 2^split_bits blocks
+  int units, more;            // of a row tile; the first `more` tiles have one more
+  int token_tile, stages;     // token_tile: tokens of a block, a multiple of 8
+  bool wide;                  // out is float32
+  bool next_at_once;          // it starts the next kernel first, not when all is on its way
 };
 
 // Eight neighbouring outputs of a token.
@@ -77,7 +81,7 @@ __global__ void __launch_bounds__(kThreads)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Shape = Tile<kUnits>;
   extern __shared__ unsigned char unaligned[];
-  __shared__ uint64_t full_barriers[kMostStages], empty_barriers[kMostStages];
+  __shared__ uint64_t full_barriers[kMostStages], empty_barriers[kMostStages], all_parts;
   const uint32_t stages = (shared_address(unaligned) + 1023) & ~1023u;
   float* const sums = reinterpret_cast<float*>(unaligned + (stages - shared_address(unaligned)));
   const int x_bytes = a.token_tile * 128;  // of a panel
@@ -86,23 +90,27 @@ __global__ void __launch_bounds__(kThreads)
   const auto empty = [&](int stage) { return shared_address(&empty_barriers[stage]); };
 
   const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kWarp, 0), lane = threadIdx.x % kWarp;
-  const unsigned split = blockIdx.x % a.splits, item = blockIdx.x / a.splits;
-  const int row_tile = static_cast<int>(item % a.row_tiles), units = a.units + (row_tile < a.more);
-  const int first_row = kUnit * (row_tile * a.units + min(row_tile, a.more));
-  const int first_token = static_cast<int>(item / a.row_tiles) * a.token_tile;
-  const int begin = a.steps * split / a.splits, count = static_cast<int>(a.steps * (split + 1) / a.splits) - begin;
+  const int splits = 1 << a.split_bits, split = static_cast<int>(blockIdx.x) & (splits - 1);
+  int row_tile = static_cast<int>(blockIdx.x) >> a.split_bits, first_token = 0;
+  for (; row_tile >= a.row_tiles; row_tile -= a.row_tiles) first_token += a.token_tile;
+  const int units = a.units + (row_tile < a.more), first_row = kUnit * (row_tile * a.units + min(row_tile, a.more));
+  const int begin = a.steps * split >> a.split_bits, count = (a.steps * (split + 1) >> a.split_bits) - begin;
+  // Block b of a cluster adds and stores units [each * b, each * (b + 1)); this one has `mine` of them, from `own` on.
+  const int each = (units + splits - 1) >> a.split_bits, own = each * split, mine = min(each, units - own);
   if (threadIdx.x == 0) {
     prefetch_map(weight);
     prefetch_map(one_unit);
     prefetch_map(x);
+#pragma unroll 1
     for (int i = 0; i < a.stages; ++i) {
       barrier_init(full(i), 1);
       barrier_init(empty(i), kConsumers / kWarp);
     }
+    barrier_init(shared_address(&all_parts), 1);
     publish_barriers();
   }
   __syncthreads();
-  if (a.splits > 1) cluster_arrive_relaxed();
+  if (splits > 1) cluster_arrive_relaxed();
 
   if (warp == kConsumers / kWarp) {
     const uint64_t once = read_once_policy();
@@ -126,13 +134,17 @@ __global__ void __launch_bounds__(kThreads)
               (begin + i) * Shape::kColumns + p * kPanel, first_token, full(stage));
       }
     };
+    if (splits > 1) barrier_expect(shared_address(&all_parts), splits * a.token_tile * max(mine, 0) * kUnit * 4);
     if (a.next_at_once) let_next_start();
     const int ahead = min(a.stages, count);
+#pragma unroll 1
     for (int i = 0; i < ahead; ++i) fetch_weight(i, i);
     wait_for_previous();
+#pragma unroll 1
     for (int i = 0; i < ahead; ++i) fetch_x(i, i);
     if (ahead == count) let_next_start();
     int stage = 0, phase = 0;
+#pragma unroll 1
     for (int i = ahead; i < count; ++i) {
       barrier_wait(empty(stage), phase);
       fetch_weight(i, stage);
@@ -140,11 +152,7 @@ __global__ void __launch_bounds__(kThreads)
       if (i == count - 1) let_next_start();
       if (++stage == a.stages) stage = 0, phase ^= 1;
     }
-    if (a.splits > 1) {  // all threads of a cluster take part in its barriers
-      cluster_wait();
-      cluster_arrive();
-      cluster_wait();
-    }
+    if (splits > 1) cluster_wait();
     return;
   }
 
@@ -177,49 +185,51 @@ __global__ void __launch_bounds__(kThreads)
   pin(d);
   wait_for_previous();
 
-  // The block adds and stores units [own, own + each).
-  const int splits = static_cast<int>(a.splits), each = (units + splits - 1) / splits, own = each * static_cast<int>(split);
-  if (a.splits > 1) {
-    // The others' parts of the block's units, as their threads held them.
-    const uint32_t slots = stages + a.stages * stage_bytes + 16 * threadIdx.x;
-    const auto slot = [&](unsigned part, int index) { return slots + (part * each + index) * kConsumers * 16; };
+  // parts: [splits, token_tile, pitch], of all blocks of the cluster; those of one lie where its stages were.
+  const int pitch = pitch_of(splits == 1 ? kUnits : each), part_size = a.token_tile * pitch;
+  const float* const parts = splits == 1 ? sums : sums + a.stages * stage_bytes / 4;
+  const int at = (warp * 16 + lane / 4) * pitch + lane % 4 * 2;
+  if (splits == 1) {
+    meet<kConsumers>();  // all stages have been read
+#pragma unroll
+    for (int unit = 0; unit < kUnits; ++unit) {
+      float* const to = sums + at + unit * kUnit;
+      *reinterpret_cast<float2*>(to) = make_float2(d[unit][0], d[unit][1]);
+      *reinterpret_cast<float2*>(to + 8 * pitch) = make_float2(d[unit][2], d[unit][3]);
+    }
+    meet<kConsumers>();
+  } else {
     cluster_wait();  // all blocks have begun
-    unsigned owner = 0;
-    int index = 0;
+    const uint32_t from_this_block = shared_address(parts) + 4 * (split * part_size + at);
+    int index = each, owner = -1;
+    uint32_t to = 0, barrier = 0;
 #pragma unroll
-    for (int unit = 0; unit < kUnits; ++unit) {
-      if (owner != split && unit < units) store_to_cluster(slot(split - (split > owner), index), owner, d[unit]);
-      if (++index == each) index = 0, ++owner;
-    }
-    cluster_arrive();
-    cluster_wait();
-#pragma unroll
-    for (int unit = 0; unit < kUnits; ++unit) {
-      if (unit < own || unit >= own + each) continue;
-      float4 sum = {};
-      for (unsigned part = 0; part < a.splits; ++part) {
-        float4 v = make_float4(d[unit][0], d[unit][1], d[unit][2], d[unit][3]);
-        if (part != split) v = load_shared(slot(part - (part > split), unit - own));
-        sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+    for (int unit = 0; unit < kUnits; ++unit, ++index, to += 4 * kUnit) {
+      if (unit >= units) break;
+      if (index == each) {
+        ++owner, index = 0;
+        to = address_in_block(from_this_block, owner), barrier = address_in_block(shared_address(&all_parts), owner);
       }
-      d[unit][0] = sum.x, d[unit][1] = sum.y, d[unit][2] = sum.z, d[unit][3] = sum.w;
+      if (warp * 16 < a.token_tile) send(to, d[unit][0], d[unit][1], barrier);
+      if (warp * 16 + 8 < a.token_tile) send(to + 4 * 8 * pitch, d[unit][2], d[unit][3], barrier);
     }
+    barrier_wait_of_cluster(shared_address(&all_parts), 0);
   }
-  meet<kConsumers>();  // all stages have been read
-  float* const to = sums + (warp * 16 + lane / 4) * Shape::kPitch + lane % 4 * 2;
-#pragma unroll
-  for (int unit = 0; unit < kUnits; ++unit) {
-    *reinterpret_cast<float2*>(to + unit * kUnit) = make_float2(d[unit][0], d[unit][1]);
-    *reinterpret_cast<float2*>(to + 8 * Shape::kPitch + unit * kUnit) = make_float2(d[unit][2], d[unit][3]);
-  }
-  meet<kConsumers>();
   const int tokens = static_cast<int>(min(a.tokens - first_token, static_cast<int64_t>(a.token_tile)));
-  const int mine = min(each, units - own);
+#pragma unroll 1
   for (int i = threadIdx.x; i < tokens * mine; i += kConsumers) {
-    const int token = i / mine, row = kUnit * (own + i % mine);
+    const int token = i / mine, unit = i % mine;
+    const float* from = parts + token * pitch + kUnit * unit;
     float v[8];
-    load_floats(sums + token * Shape::kPitch + row, v);
-    store_outputs<T>(a, first_token + token, first_row + row, v);
+    load_floats(from, v);
+#pragma unroll 1
+    for (int part = 1; part < splits; ++part) {
+      float more[8];
+      load_floats(from += part_size, more);
+#pragma unroll
+      for (int k = 0; k < 8; ++k) v[k] += more[k];
+    }
+    store_outputs<T>(a, first_token + token, first_row + kUnit * (own + unit), v);
   }
 #endif
 }
@@ -249,9 +259,9 @@ CUtensorMap tensor_map(Encode encode, DType dtype, const void* matrix, int64_t r
   return map;
 }
 
-// Of the sums that the other blocks of a cluster hand to one.
-constexpr int parts_bytes(int splits, int units) {
-  return (splits - 1) * ((units + splits - 1) / splits) * kConsumers * 16;
+// Of the sums that the blocks of a cluster send to one.
+constexpr int parts_bytes(int splits, int units, int tokens) {
+  return splits == 1 ? 0 : splits * tokens * pitch_of((units + splits - 1) / splits) * 4;
 }
 
 constexpr int kAlignment = 1024;  // of the stages
@@ -260,7 +270,7 @@ constexpr int kAlignment = 1024;  // of the stages
 // belongs to the function, and another engine on this GPU may be about to launch it.
 constexpr int kMostBehind = [] {
   int most = kTokens * 128;
-  for (const int splits : kSplits) most = std::max(most, parts_bytes(splits, kMostUnits));
+  for (const int splits : kSplits) most = std::max(most, parts_bytes(splits, kMostUnits, kTokens));
   return most;
 }();
 constexpr int kMostShared = kStagesBytes + kMostBehind + kAlignment;
@@ -333,8 +343,8 @@ void run(Encode encode, const LinearArgs& a, const Plan& plan, const void* weigh
   const int64_t x_bytes = plan.token_tile * 128, stage_bytes = Shape::kWeightBytes + Shape::kPanels * x_bytes;
   const int64_t stages = std::min<int64_t>({kStagesBytes / stage_bytes, ceil_div(steps, plan.splits), kMostStages});
   // Behind the stages: parts of sums, or what the last stage's x lacks to 64 rows.
-  const int64_t behind =
-      std::max<int64_t>(parts_bytes(static_cast<int>(plan.splits), kUnits), kTokens * 128 - x_bytes);
+  const int64_t behind = std::max<int64_t>(
+      parts_bytes(static_cast<int>(plan.splits), kUnits, static_cast<int>(plan.token_tile)), kTokens * 128 - x_bytes);
   const int64_t shared = std::max<int64_t>(stages * stage_bytes + behind, Shape::kSumBytes) + kAlignment;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMostShared), "cudaFuncSetAttribute");
   const Product product = {.bias = a.bias,
@@ -342,8 +352,8 @@ void run(Encode encode, const LinearArgs& a, const Plan& plan, const void* weigh
                            .out = a.out,
                            .ld_out = a.ld_out,
                            .steps = static_cast<int>(steps),
-                           .splits = static_cast<unsigned>(plan.splits),
-                           .row_tiles = static_cast<unsigned>(plan.row_tiles),
+                           .split_bits = std::countr_zero(static_cast<unsigned>(plan.splits)),
+                           .row_tiles = static_cast<int>(plan.row_tiles),
                            .units = static_cast<int>(units / plan.row_tiles),
                            .more = static_cast<int>(units % plan.row_tiles),
                            .token_tile = static_cast<int>(plan.token_tile),
@@ -357,7 +367,7 @@ void run(Encode encode, const LinearArgs& a, const Plan& plan, const void* weigh
                 {.blocks = plan.row_tiles * ceil_div(a.tokens, plan.token_tile) * plan.splits,
                  .threads = kThreads,
                  .shared_bytes = static_cast<std::size_t>(shared),
-                 .cluster = product.splits,
+                 .cluster = static_cast<unsigned>(plan.splits),
                  .chained = constant},
                 stream, map_of_weight(product.units), map_of_weight(1),
                 tensor_map(encode, a.dtype, a.x, a.tokens, a.weight.columns, a.ld_x, plan.token_tile), product);

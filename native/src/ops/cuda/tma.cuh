@@ -53,22 +53,30 @@ __device__ inline void fetch(uint32_t to, const CUtensorMap& map, int column, in
 
 #undef M4J_BY_ONE_LANE
 
-// Four numbers to the place in the shared memory of block `rank` of the cluster that `address` is in this one's.
-__device__ inline void store_to_cluster(uint32_t address, unsigned rank, const float (&v)[4]) {
+// The place in the shared memory of block `rank` of the cluster that `address` is in this one's.
+__device__ inline uint32_t address_in_block(uint32_t address, int rank) {
   uint32_t remote;
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
-  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(remote), "f"(v[0]), "f"(v[1]), "f"(v[2]),
-               "f"(v[3])
+  return remote;
+}
+// Two numbers to a place in a block of the cluster, whose barrier counts their bytes. Neither side needs a fence or a
+// barrier of the cluster for them, but the block must have begun.
+__device__ inline void send(uint32_t to, float a, float b, uint32_t barrier) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(to), "f"(a),
+               "f"(b), "r"(barrier)
                : "memory");
 }
-__device__ inline float4 load_shared(uint32_t address) {
-  float4 v;
-  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(address));
-  return v;
+// barrier_wait() for what blocks of the cluster send.
+__device__ inline void barrier_wait_of_cluster(uint32_t barrier, int phase) {
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "again:\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}\n" ::"r"(
+          barrier),
+      "r"(phase)
+      : "memory");
 }
 
 // cluster_meet() in two halves. No thread ends between them: whether the barrier counts it then is not to be relied on.
-__device__ inline void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
 __device__ inline void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
 __device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 
