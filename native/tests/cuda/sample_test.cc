@@ -69,7 +69,7 @@ TEST(CudaSample, TokensEqualTheReferences) {
 
 TEST(CudaSample, ARowIsSampledAloneAsInABatch) {
   Random random(m4j::test::run_seed());
-  const SampleProblem problem(40, 17011, random);  // two blocks a row in the batch, eight alone
+  const SampleProblem problem(40, 17011, random);  // two blocks a row in the batch on an H200, eight alone
   const std::vector<SampleItem> all = problem.items();
   std::vector<SampleItem> items;
   for (const size_t r : random.some_of(all.size(), 2)) items.push_back(all[r]);

@@ -33,8 +33,8 @@ __host__ __device__ constexpr int pitch_of(int units) { return kUnit * units | 8
 
 // A block computes 8 kUnits rows of weight times up to kTokens rows of x: one group of four warps; one more warp
 // fetches. The sum over the columns is divided among the blocks of a cluster, each of which adds the parts of some units
-// in the order of the blocks' numbers. Loops that the compiler would unroll are not: a layer's kernels drive each other
-// out of the instruction cache (bench/NOTES-gpu.md).
+// in the order of the blocks' numbers. Loops are not unrolled, but for the product's: a layer's kernels drive each
+// other out of the instruction cache (bench/NOTES-gpu.md).
 template <int kUnits>
 struct Tile {
   static constexpr int kRows = kUnit * kUnits;

@@ -1,5 +1,6 @@
 // A cluster of blocks a row, one block where there are many rows, which walks it a few times: for the largest score,
-// once or twice for each filter that ends within the row, for the sum of what is left, and a warp's part of it for the token.
+// twice or more for each filter that ends within the row, for the sum of what is left, and a warp's part of it for the
+// token.
 // The row is not sorted: a filter ends in one of 2,048 bins of scores, and only the keys in that bin are put in order.
 // Sums are of integers, so neither the order of atomic additions nor the number of threads or blocks changes a result.
 //
@@ -17,7 +18,7 @@ namespace {
 constexpr int kWarps = 32;
 constexpr int kThreads = kWarp * kWarps;
 constexpr unsigned kMaxBlocks = 8;  // of a row
-constexpr int kFewestIds = 4;       // of a thread, or the row has fewer blocks
+constexpr int kIdsToShare = 4;      // a thread has more, or its row is not shared by twice as many blocks
 constexpr int kBinBits = 11;
 constexpr int kBins = 1 << kBinBits;
 constexpr float kBinsOfOne = kBins / 41.0f;  // bins of a factor of 2 in weight, which ends at 2^-40
@@ -452,7 +453,7 @@ unsigned blocks_of_row(const SampleArgs& a) {
   const int64_t room = device_attribute(cudaDevAttrMultiProcessorCount);
   unsigned blocks = 1;
   while (2 * blocks <= kMaxBlocks && 2 * blocks * a.count <= room &&
-         a.vocab_size > int64_t{blocks} * kThreads * kFewestIds) {
+         a.vocab_size > int64_t{blocks} * kThreads * kIdsToShare) {
     blocks *= 2;
   }
   return blocks;

@@ -17,7 +17,7 @@ __device__ inline void publish_barriers() { asm volatile("fence.mbarrier_init.re
 // cost a loop over lanes around each copy.
 #define M4J_BY_ONE_LANE "{\n.reg .pred one;\nelect.sync _|one, 0xffffffff;\n@one "
 
-// One arrival, and so many bytes by copies, still to come.
+// One arrival, and so many bytes by copies or by send(), which may have come before.
 __device__ inline void barrier_expect(uint32_t barrier, uint32_t bytes) {
   asm volatile(M4J_BY_ONE_LANE "mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;\n}\n" ::"r"(barrier), "r"(bytes)
                : "memory");
@@ -76,7 +76,9 @@ __device__ inline void barrier_wait_of_cluster(uint32_t barrier, int phase) {
       : "memory");
 }
 
-// cluster_meet() in two halves. No thread ends between them: whether the barrier counts it then is not to be relied on.
+// A meeting in two halves, which tells that all blocks have begun and published their barriers; what else they wrote
+// is not made visible, as it is by cluster_meet(). No thread ends between the halves: whether the barrier counts it then
+// is not to be relied on.
 __device__ inline void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
 __device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 
