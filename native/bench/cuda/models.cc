@@ -1,5 +1,6 @@
 // m4j-gpu-bench-models: whole models with random weights on a GPU, driven through the C ABI like a user's: prefill and
-// decode, logits handed to the host included, each beside the time in which the card can read what the work needs.
+// decode, handing all logits or a token for each sequence to the host, or nothing ("no head"), each beside the time in
+// which the card can read what the work needs.
 //
 //   m4j-gpu-bench-models [--f32] [--bf16-states] [--decode N,N,...] [MODEL...]
 //

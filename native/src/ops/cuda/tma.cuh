@@ -66,15 +66,6 @@ __device__ inline void send(uint32_t to, float a, float b, uint32_t barrier) {
                "f"(b), "r"(barrier)
                : "memory");
 }
-// barrier_wait() for what blocks of the cluster send.
-__device__ inline void barrier_wait_of_cluster(uint32_t barrier, int phase) {
-  asm volatile(
-      "{\n.reg .pred done;\n"
-      "again:\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}\n" ::"r"(
-          barrier),
-      "r"(phase)
-      : "memory");
-}
 
 // A meeting in two halves, which tells that all blocks have begun and published their barriers; what else they wrote
 // is not made visible, as it is by cluster_meet(). No thread ends between the halves: whether the barrier counts it then

@@ -66,14 +66,18 @@ __device__ inline void barrier_init(uint32_t barrier, int arrivals) {
 __device__ inline void barrier_arrive(uint32_t barrier) {
   asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}\n" ::"r"(barrier) : "memory");
 }
+#define M4J_WAIT(kind)                                                                                                \
+  asm volatile("{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity" kind ".b64 done, [%0], %1;\n"                  \
+               "@!done bra again;\n}\n" ::"r"(barrier),                                                               \
+               "r"(phase)                                                                                             \
+               : "memory")
 // For the end of the phase, of which the number's last bit is given.
-__device__ inline void barrier_wait(uint32_t barrier, int phase) {
-  asm volatile(
-      "{\n.reg .pred done;\n"
-      "again:\nmbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n@!done bra again;\n}\n" ::"r"(barrier),
-      "r"(phase)
-      : "memory");
+__device__ inline void barrier_wait(uint32_t barrier, int phase) { M4J_WAIT(".shared"); }
+// The same where other blocks of the cluster send.
+__device__ inline void barrier_wait_of_cluster(uint32_t barrier, int phase) {
+  M4J_WAIT(".acquire.cluster.shared::cta");
 }
+#undef M4J_WAIT
 
 // The operands of a sum of so many tiles, and their places in the text of a product.
 #define M4J_TILE(d, i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
